@@ -1,0 +1,170 @@
+"""Label-smoothed negative log-likelihood of the target text, with an optional CTC term."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from omegaconf import II
+from torch import Tensor
+
+
+@dataclass
+class LabelSmoothedNllConfig(FairseqDataclass):
+    """Options of ``--criterion label_smoothed_nll``."""
+
+    label_smoothing: float = field(
+        default=0.1,
+        metadata={"help": "probability mass moved from the right token to all others, in [0, 1)"},
+    )
+    ctc_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the CTC loss on the transcript, added to the translation loss; "
+            "needs a model with --ctc and a task with --transcript-dictionary"
+        },
+    )
+    sentence_avg: bool = II("optimization.sentence_avg")
+
+
+@register_criterion("label_smoothed_nll", dataclass=LabelSmoothedNllConfig)
+class LabelSmoothedNllCriterion(FairseqCriterion):  # type: ignore[misc]
+    r"""Label-smoothed negative log-likelihood, summed over the target tokens of the batch.
+
+    For a vocabulary of V words, smoothing ε and the target word y of one position,
+
+    .. math:: \ell = -(1-ε) \log p(y) - \frac{ε}{V-1} \sum_{k \ne y} \log p(k),
+
+    summed over every position that is neither padding nor the language tag in front, plus
+    ``ctc_weight`` times −log p(transcript) under CTC (Graves et al. 2006), summed over utterances. The
+    gradient is divided by the number of those target tokens over all workers and accumulated batches
+    (by the number of sentences with ``--sentence-avg``).
+
+    Source: Szegedy et al. 2016 (arXiv 1512.00567), Section 7, with the uniform mass spread over the
+    V − 1 wrong words as in fairseq.
+
+    Args:
+        task: gives the dictionaries, the size of the prefix that is not trained and the language pairs.
+        sentence_avg: normalise by sentences instead of tokens.
+        label_smoothing: ε.
+        ctc_weight: weight of the CTC term.
+
+    Raises:
+        ValueError: a value out of range, or a CTC weight without transcripts.
+    """
+
+    def __init__(
+        self, task: Any, sentence_avg: bool, label_smoothing: float, ctc_weight: float
+    ) -> None:
+        super().__init__(task)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"--label-smoothing: expected 0 ≤ ε < 1, found {label_smoothing}")
+        if ctc_weight < 0:
+            raise ValueError(f"--ctc-weight: expected a value ≥ 0, found {ctc_weight}")
+        if ctc_weight > 0 and task.transcript_dictionary is None:
+            raise ValueError(
+                f"--ctc-weight {ctc_weight} needs transcripts: give the task "
+                "--transcript-dictionary and --transcript-sentencepiece-model"
+            )
+        self.sentence_avg = sentence_avg
+        self.label_smoothing = label_smoothing
+        self.ctc_weight = ctc_weight
+
+    def forward(
+        self, model: Any, sample: Dict[str, Any], reduce: bool = True
+    ) -> Tuple[Tensor, int, Dict[str, Any]]:
+        """Compute the loss of one batch.
+
+        Args:
+            model: a model whose forward gives logits (B, L, V) and a dict with ``encoder_out``.
+            sample: a batch as collated by the task's dataset.
+            reduce: has to be True; kept for fairseq's interface.
+
+        Returns:
+            The summed loss, the number to divide its gradient by, and what to log.
+        """
+        net_output = model(**sample["net_input"])
+        skip = self.task.tags.prefix_size
+        lprobs = model.get_normalized_probs(net_output, log_probs=True)[:, skip:]
+        target = sample["target"][:, skip:]
+        token_loss, token_nll = label_smoothed_nll_loss(
+            lprobs, target, self.label_smoothing, ignore_index=self.padding_idx, reduce=False
+        )
+        loss = token_loss.sum()
+
+        trained = target.ne(self.padding_idx)
+        correct = lprobs.argmax(-1).eq(target) & trained
+        logging_output: Dict[str, Any] = {
+            "nll_loss": token_nll.sum().data,
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["nsentences"],
+            "n_correct": correct.sum(),
+        }
+        # A vector entry per language pair, so that workers with different pairs in their batch still
+        # log tensors of one shape, which fairseq sums in a single all-reduce.
+        for name, values in (
+            ("pair_nll", token_nll.view(target.shape).sum(1)),
+            ("pair_correct", correct.sum(1)),
+            ("pair_ntokens", trained.sum(1)),
+        ):
+            per_pair = torch.zeros(len(self.task.pairs), device=target.device)
+            logging_output[name] = per_pair.index_add_(
+                0, sample["pair"], values.detach().to(per_pair.dtype)
+            )
+
+        if self.ctc_weight > 0:
+            ctc_loss = self.compute_ctc_loss(model, net_output, sample)
+            loss = loss + self.ctc_weight * ctc_loss
+            logging_output["ctc_loss"] = ctc_loss.data
+            logging_output["transcript_ntokens"] = sample["transcript_lengths"].sum()
+
+        sample_size = sample["nsentences"] if self.sentence_avg else sample["ntokens"]
+        logging_output["loss"] = loss.data
+        logging_output["sample_size"] = sample_size
+        return loss, sample_size, logging_output
+
+    def compute_ctc_loss(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> Tensor:
+        """−log p(transcript) under CTC, summed over the batch; the blank is the dictionary's <s>."""
+        log_probs, lengths = model.get_ctc_output(net_output[1]["encoder_out"])
+        return F.ctc_loss(
+            log_probs.float(),
+            sample["transcript"],
+            lengths,
+            sample["transcript_lengths"],
+            blank=self.task.transcript_dictionary.bos(),
+            reduction="sum",
+            # An utterance with fewer frames than symbols has no alignment and an infinite loss; it
+            # would turn the whole update into NaN.
+            zero_infinity=True,
+        )
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
+        """Log loss and nll in bits per token, perplexity and accuracy; the task logs those per pair."""
+
+        def total(key: str) -> float:
+            return float(sum(log.get(key, 0) for log in logging_outputs))
+
+        ntokens = total("ntokens")
+        sample_size = total("sample_size")
+        if ntokens == 0:
+            return
+        metrics.log_scalar("loss", total("loss") / sample_size / math.log(2), sample_size, round=3)
+        metrics.log_scalar("nll_loss", total("nll_loss") / ntokens / math.log(2), ntokens, round=3)
+        metrics.log_scalar("accuracy", 100.0 * total("n_correct") / ntokens, ntokens, round=2)
+        metrics.log_derived("ppl", lambda meters: round(2 ** min(meters["nll_loss"].avg, 100), 2))
+        symbols = total("transcript_ntokens")
+        if symbols > 0:
+            metrics.log_scalar(
+                "ctc_loss", total("ctc_loss") / symbols / math.log(2), symbols, round=3
+            )
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """All logged values are sums, so fairseq may add them up over workers before logging."""
+        return True

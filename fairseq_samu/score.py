@@ -1,0 +1,158 @@
+"""Score what fairseq-generate wrote, per language pair, against the manifest's own text.
+
+    python -m fairseq_samu.score results/generate-test.txt --manifest data/test.tsv --out-dir results
+
+prints a table of BLEU and chrF2 with sacreBLEU's signatures and, with ``--out-dir``, writes one
+``hyp.SRC-TGT.txt`` and ``ref.SRC-TGT.txt`` a pair, ready for the ``sacrebleu`` command, and
+``scores.json``. fairseq-generate itself scores all pairs together, against references that went through
+the vocabulary; this command scores each pair against the raw ``tgt_text``.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from fairseq_samu.data.manifest import Manifest
+from fairseq_samu.scoring import corpus_scores
+
+
+@dataclass
+class PairTranslations:
+    """Translations of one language pair, in the manifest's order.
+
+    Attributes:
+        rows: row numbers in the manifest, from 0.
+        hypotheses: detokenised translations.
+        references: ``tgt_text`` of the same rows.
+    """
+
+    rows: List[int]
+    hypotheses: List[str]
+    references: List[str]
+
+
+def read_hypotheses(path: Path) -> Dict[int, str]:
+    """Best detokenised hypothesis (first ``D-`` line) of every row in fairseq-generate's output.
+
+    Args:
+        path: a ``generate-SPLIT.txt``, or what the command printed.
+
+    Returns:
+        Row number in the manifest → text.
+
+    Raises:
+        ValueError: no hypothesis in the file, or a line that is cut off.
+    """
+    hypotheses: Dict[int, str] = {}
+    with open(path, encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.startswith("D-"):
+                continue
+            cells = line.rstrip("\n").split("\t", 2)
+            if len(cells) != 3 or not cells[0][2:].isdigit():
+                raise ValueError(f"{path}:{number}: expected 'D-ROW<tab>score<tab>text', found {line!r}")
+            hypotheses.setdefault(int(cells[0][2:]), cells[2])
+    if not hypotheses:
+        raise ValueError(f"{path}: expected fairseq-generate's output, found no line that starts with D-")
+    return hypotheses
+
+
+def group_by_pair(
+    hypotheses: Dict[int, str], manifest: Manifest
+) -> Dict[Tuple[str, str], PairTranslations]:
+    """Hypotheses beside their references, per (source, target) language.
+
+    Raises:
+        ValueError: a hypothesis of a row that the manifest does not have.
+    """
+    if max(hypotheses) >= len(manifest):
+        raise ValueError(
+            f"{manifest.path}: {len(manifest)} rows, but there is a hypothesis for row {max(hypotheses)}; "
+            "expected the manifest of the split that was translated"
+        )
+    groups: Dict[Tuple[str, str], PairTranslations] = {}
+    for row in sorted(hypotheses):
+        pair = manifest.pairs[int(manifest.pair_ids[row])]
+        group = groups.setdefault(pair, PairTranslations([], [], []))
+        group.rows.append(row)
+        group.hypotheses.append(hypotheses[row])
+        group.references.append(manifest.cell(row, "tgt_text"))
+    return dict(sorted(groups.items()))
+
+
+def score_pairs(groups: Dict[Tuple[str, str], PairTranslations]) -> Dict[str, Dict[str, Any]]:
+    """``corpus_scores`` of every pair, keyed ``src-tgt``."""
+    return {
+        "-".join(pair): corpus_scores(group.hypotheses, group.references, pair[1])
+        for pair, group in groups.items()
+    }
+
+
+def markdown_table(scores: Dict[str, Dict[str, Any]]) -> str:
+    """The scores as a Markdown table, with their means and signatures."""
+    lines = ["| pair | sentences | BLEU | chrF2 |", "|---|---|---|---|"]
+    for pair, score in scores.items():
+        lines.append(
+            f"| {pair} | {score['sentences']} | {score['bleu']:.1f} | {score['chrf']:.1f} |"
+        )
+    if len(scores) > 1:
+        bleu = sum(score["bleu"] for score in scores.values()) / len(scores)
+        chrf = sum(score["chrf"] for score in scores.values()) / len(scores)
+        sentences = sum(score["sentences"] for score in scores.values())
+        lines.append(f"| mean | {sentences} | {bleu:.1f} | {chrf:.1f} |")
+    signatures = {
+        f"{metric}: {score[f'{key}_signature']}"
+        for score in scores.values()
+        for metric, key in (("BLEU", "bleu"), ("chrF2", "chrf"))
+    }
+    return "\n".join(lines + [""] + sorted(signatures))
+
+
+def write_results(
+    groups: Dict[Tuple[str, str], PairTranslations],
+    scores: Dict[str, Dict[str, Any]],
+    out_dir: Path,
+) -> None:
+    """Write hypotheses and references per pair, and the scores as JSON."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for pair, group in groups.items():
+        name = "-".join(pair)
+        for kind, texts in (("hyp", group.hypotheses), ("ref", group.references)):
+            text = "".join(f"{line}\n" for line in texts)
+            (out_dir / f"{kind}.{name}.txt").write_text(text, encoding="utf-8")
+    (out_dir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_samu.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("generated", type=Path, help="generate-SPLIT.txt of fairseq-generate")
+    parser.add_argument(
+        "--manifest", type=Path, required=True, help="the SPLIT.tsv that was translated"
+    )
+    parser.add_argument(
+        "--out-dir", type=Path, help="folder for hypotheses, references, scores.json"
+    )
+    args = parser.parse_args(argv)
+    try:
+        manifest = Manifest(args.manifest)
+        groups = group_by_pair(read_hypotheses(args.generated), manifest)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    scores = score_pairs(groups)
+    print(markdown_table(scores))
+    translated = sum(len(group.rows) for group in groups.values())
+    if translated < len(manifest):
+        print(f"{len(manifest) - translated} of {len(manifest)} rows were not translated")
+    if args.out_dir is not None:
+        write_results(groups, scores, args.out_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,479 @@
+"""Speech → text with language tags: the one task of every stage."""
+
+import logging
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from fairseq_samu.data.audio import audio_duration
+from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
+from fairseq_samu.data.manifest import Manifest
+from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
+from fairseq_samu.data.text_codec import TextCodec
+from fairseq_samu.scoring import STATISTICS_SIZE, PairScorer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SpeechToTextSamuConfig(FairseqDataclass):
+    """Options of ``--task speech_to_text_samu``."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={"help": "folder of the manifests SPLIT.tsv and of the vocabulary files"},
+    )
+    audio_root: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder that relative audio paths start from (default: the data folder)"},
+    )
+    dictionary: str = field(
+        default="dict.txt",
+        metadata={"help": "target dictionary, one 'symbol count' a line; relative to the data folder"},
+    )
+    sentencepiece_model: str = field(
+        default="spm.model",
+        metadata={"help": "SentencePiece model of the target text; relative to the data folder"},
+    )
+    transcript_dictionary: Optional[str] = field(
+        default=None,
+        metadata={"help": "dictionary of the transcripts (src_text), for CTC; relative to the data folder"},
+    )
+    transcript_sentencepiece_model: Optional[str] = field(
+        default=None,
+        metadata={"help": "SentencePiece model of the transcripts, for CTC; relative to the data folder"},
+    )
+    normalize: ChoiceEnum(["utterance", "none"]) = field(  # type: ignore[valid-type]
+        default="utterance",
+        metadata={
+            "help": "waveform normalisation, as the speech encoder was pre-trained: 'utterance' = zero mean "
+            "and unit variance (XLS-R, wav2vec 2.0 large), 'none' (wav2vec 2.0 base)"
+        },
+    )
+    max_source_positions: int = field(
+        default=480_000,
+        metadata={"help": "longest utterance in 16 kHz samples; longer rows are left out and reported"},
+    )
+    min_source_positions: int = field(
+        default=400,
+        metadata={
+            "help": "shortest utterance in 16 kHz samples; wav2vec 2.0 sees its first frame at 400"
+        },
+    )
+    max_target_positions: int = field(
+        default=1024,
+        metadata={"help": "longest target in tokens; longer rows are left out and reported"},
+    )
+    sampling_alpha: float = field(
+        default=1.0,
+        metadata={
+            "help": "re-sample the language pairs of the training split to p^alpha, p by utterance count "
+            "(SAMU-XLS-R, Eq. 3; the paper's is 0.05); 1 = as they come, 0 = all alike"
+        },
+    )
+    sampling_temperature: float = field(
+        default=1.0,
+        metadata={"help": "the same as --sampling-alpha 1/T, for those who think in temperatures"},
+    )
+    speed_perturbation: str = field(
+        default="",
+        metadata={"help": "comma-separated speed factors drawn from in training, e.g. 0.9,1.0,1.1"},
+    )
+    lang_tag_template: str = field(
+        default="<lang:{}>",
+        metadata={
+            "help": "tag in front of every target, {} = its language: '<lang:{}>', '[{}]' (mBART), '{}' "
+            "(NLLB); empty = no tags"
+        },
+    )
+    lang_tag_map: str = field(
+        default="",
+        metadata={"help": "language → name inside the tag where they differ, e.g. fr=fr_XX,en=en_XX"},
+    )
+    target_lang: Optional[str] = field(
+        default=None,
+        metadata={"help": "language that fairseq-interactive translates into, as in tgt_lang"},
+    )
+    detokenizer: ChoiceEnum(["moses", "none"]) = field(  # type: ignore[valid-type]
+        default="moses",
+        metadata={"help": "what to undo after the pieces are joined: Moses tokenisation, or nothing"},
+    )
+    eval_bleu: bool = field(
+        default=False,
+        metadata={
+            "help": "translate the validation split and log bleu and chrf (means over language pairs) and "
+            "those of every pair; --best-checkpoint-metric bleu takes them"
+        },
+    )
+    eval_beam: int = field(default=5, metadata={"help": "beam size of --eval-bleu"})
+    eval_max_len: int = field(
+        default=200, metadata={"help": "longest hypothesis of --eval-bleu, in tokens"}
+    )
+    train_subset: str = II("dataset.train_subset")
+    seed: int = II("common.seed")
+
+
+@register_task("speech_to_text_samu", dataclass=SpeechToTextSamuConfig)
+class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
+    """Reads manifests, encodes text, translates and scores.
+
+    Attributes:
+        pairs: (source language, target language) of every pair seen in the splits loaded so far; the
+            ``pair`` of a batch counts in this list.
+        tags: the language tags of the target dictionary.
+        transcript_dictionary: dictionary of the transcripts, None unless the options name one.
+    """
+
+    def __init__(
+        self,
+        cfg: SpeechToTextSamuConfig,
+        codec: TextCodec,
+        tags: LanguageTags,
+        transcript_codec: Optional[TextCodec],
+    ) -> None:
+        super().__init__(cfg)
+        self.codec = codec
+        self.tags = tags
+        self.transcript_codec = transcript_codec
+        self.transcript_dictionary = transcript_codec.dictionary if transcript_codec else None
+        self.pairs: List[Tuple[str, str]] = []
+        self.alpha = _alpha(cfg)
+        self.speed_factors = _speed_factors(cfg.speed_perturbation)
+        self._validation_generator: Any = None
+        self._scorers: Dict[str, PairScorer] = {}
+
+    @classmethod
+    def setup_task(cls, cfg: SpeechToTextSamuConfig, **kwargs: Any) -> "SpeechToTextSamuTask":
+        """Load the vocabularies.
+
+        Raises:
+            FileNotFoundError: the data folder or a vocabulary file is missing.
+            ValueError: vocabulary files that do not belong together, or unusable options.
+        """
+        data = Path(cfg.data)
+        if not data.is_dir():
+            raise FileNotFoundError(f"{data}: expected the folder of the manifests, found none")
+        dictionary = _load_dictionary(data / cfg.dictionary)
+        logger.info("dictionary %s: %d symbols", data / cfg.dictionary, len(dictionary))
+        tags = LanguageTags(cfg.lang_tag_template, parse_tag_map(cfg.lang_tag_map), dictionary)
+        codec = TextCodec(
+            data / cfg.sentencepiece_model, dictionary, tags, detokenize=cfg.detokenizer == "moses"
+        )
+        transcript_codec = None
+        if (cfg.transcript_dictionary is None) != (cfg.transcript_sentencepiece_model is None):
+            raise ValueError(
+                "--transcript-dictionary and --transcript-sentencepiece-model go together: found "
+                f"{cfg.transcript_dictionary} and {cfg.transcript_sentencepiece_model}"
+            )
+        if cfg.transcript_dictionary is not None:
+            transcript_codec = TextCodec(
+                data / str(cfg.transcript_sentencepiece_model),
+                _load_dictionary(data / cfg.transcript_dictionary),
+            )
+        return cls(cfg, codec, tags, transcript_codec)
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """Dictionary of the target text."""
+        return self.codec.dictionary
+
+    @property
+    def source_dictionary(self) -> None:
+        """None: the source is a waveform."""
+        return None
+
+    @property
+    def input_normalization(self) -> str:
+        """How waveforms are normalised, ``utterance`` or ``none``; models check it."""
+        return str(self.cfg.normalize)
+
+    def max_positions(self) -> Tuple[int, int]:
+        """Longest source in samples and longest target in tokens."""
+        return self.cfg.max_source_positions, self.cfg.max_target_positions
+
+    # Data
+
+    def load_dataset(
+        self,
+        split: str,
+        epoch: int = 1,
+        combine: bool = False,
+        task_cfg: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Open ``SPLIT.tsv``; report the rows that cannot be used.
+
+        Args:
+            split: name of the manifest without ``.tsv``.
+            task_cfg: given by fairseq-generate and fairseq-validate only, which want every split as it
+                is: no shuffling, re-sampling or speed perturbation.
+
+        Raises:
+            ManifestError: the manifest is missing or breaks its format.
+            ValueError: a target language without a tag in the dictionary.
+        """
+        path = Path(self.cfg.data) / f"{split}.tsv"
+        manifest = Manifest(path)
+        for _, target_lang in manifest.pairs:
+            if self.tags.prefix_size:
+                self.tags.index(target_lang)
+        self.pairs += [pair for pair in manifest.pairs if pair not in self.pairs]
+
+        training = split == self.cfg.train_subset and task_cfg is None
+        dataset = SpeechToTextSamuDataset(
+            manifest,
+            audio_root=self.cfg.audio_root or self.cfg.data,
+            encode_target=self.codec.encode_tokens,
+            pad=self.target_dictionary.pad(),
+            eos=self.target_dictionary.eos(),
+            prefix_size=self.tags.prefix_size,
+            normalize=self.cfg.normalize == "utterance",
+            encode_transcript=self.transcript_codec.encode_tokens if self.transcript_codec else None,
+            shuffle=training,
+            seed=self.cfg.seed,
+            alpha=self.alpha if training else 1.0,
+            speed_factors=self.speed_factors if training else (),
+            min_samples=self.cfg.min_source_positions,
+            max_samples=self.cfg.max_source_positions,
+            max_target_tokens=self.cfg.max_target_positions,
+            pair_codes=[self.pairs.index(pair) for pair in manifest.pairs],
+        )
+        hours = manifest.n_frames.sum() / 16_000 / 3600
+        logger.info(
+            "%s: %d rows, %.2f hours, %s", path, len(manifest), hours, _names(manifest.pairs)
+        )
+        if dataset.overlong:
+            logger.warning("%s: %s", path, dataset.overlong_report())
+        if training and self.alpha != 1.0:
+            logger.info("%s: re-sampled with alpha %g: %s", path, self.alpha, dataset.drawn_report())
+        self.datasets[split] = dataset
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Batches of a split, as fairseq makes them, with the share of padding in the log."""
+        epoch_itr = super().get_batch_iterator(dataset, *args, **kwargs)
+        batches = epoch_itr.frozen_batches
+        if isinstance(dataset, SpeechToTextSamuDataset) and len(batches) > 0:
+            logger.info(
+                "%s: %d batches, %.1f %% padding",
+                dataset.manifest.path,
+                len(batches),
+                100 * dataset.padding_share(batches),
+            )
+        return epoch_itr
+
+    def get_interactive_tokens_and_lengths(
+        self, lines: Sequence[str], encode_fn: Any
+    ) -> Tuple[List[str], List[int]]:
+        """Paths from standard input and their lengths in 16 kHz samples."""
+        paths = [line.strip() for line in lines]
+        return paths, [audio_duration(path, self.cfg.audio_root) for path in paths]
+
+    def build_dataset_for_inference(
+        self, src_tokens: List[str], src_lengths: List[int], **kwargs: Any
+    ) -> AudioPathsDataset:
+        """Dataset over audio paths, for fairseq-interactive."""
+        return AudioPathsDataset(
+            src_tokens,
+            src_lengths,
+            normalize=self.cfg.normalize == "utterance",
+            audio_root=self.cfg.audio_root,
+        )
+
+    # Translation
+
+    def build_tokenizer(self, args: Any) -> None:
+        """None: the text codec does the whole way from pieces to plain text."""
+        return None
+
+    def build_bpe(self, args: Any) -> TextCodec:
+        """The task's own codec; ``--bpe`` has nothing to add to it."""
+        return self.codec
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model, and the generator that ``--eval-bleu`` translates with."""
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.eval_bleu:
+            options = Namespace(beam=self.cfg.eval_beam, max_len_b=self.cfg.eval_max_len)
+            self._validation_generator = self.build_generator([model], options)
+        return model
+
+    def build_generator(
+        self,
+        models: Sequence[Any],
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+    ) -> Any:
+        """fairseq's generator; language tags stay in its output, where the codec reads and drops them."""
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs)
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: Sequence[Any],
+        sample: Dict[str, Any],
+        prefix_tokens: Optional[torch.Tensor] = None,
+        constraints: Any = None,
+    ) -> Any:
+        """Translate a batch into the language of each row (of ``--target-lang`` without rows)."""
+        if prefix_tokens is None and self.tags.prefix_size:
+            prefix_tokens = sample.get("prefix_tokens")
+            if prefix_tokens is None:
+                source = sample["net_input"]["src_tokens"]
+                tag = self.tags.index(self._interactive_target_lang())
+                prefix_tokens = torch.full(
+                    (source.size(0), 1), tag, dtype=torch.long, device=source.device
+                )
+        return super().inference_step(
+            generator, models, sample, prefix_tokens=prefix_tokens, constraints=constraints
+        )
+
+    def _interactive_target_lang(self) -> str:
+        """Language of ``--target-lang``, or the only one in the dictionary."""
+        if self.cfg.target_lang is not None:
+            return str(self.cfg.target_lang)
+        valid = self.tags.valid()
+        if len(valid) == 1:
+            return valid[0]
+        raise ValueError(f"--target-lang: expected one of {', '.join(valid)}, found none")
+
+    # Validation
+
+    def valid_step(
+        self, sample: Dict[str, Any], model: Any, criterion: Any
+    ) -> Tuple[Any, int, Dict[str, Any]]:
+        """Loss of a validation batch and, with ``--eval-bleu``, statistics of its translation."""
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self.cfg.eval_bleu:
+            logging_output["pair_statistics"] = self._translation_statistics(sample, model)
+        return loss, sample_size, logging_output
+
+    def _translation_statistics(self, sample: Dict[str, Any], model: Any) -> torch.Tensor:
+        """BLEU and chrF statistics of a batch, summed by language pair, shape (pairs, 28)."""
+        hypotheses = self.inference_step(self._validation_generator, [model], sample)
+        texts = [
+            self.codec.decode(self.target_dictionary.string(hypos[0]["tokens"].int().cpu()))
+            for hypos in hypotheses
+        ]
+        totals = np.zeros((len(self.pairs), STATISTICS_SIZE))
+        for pair, text, reference in zip(sample["pair"].tolist(), texts, sample["tgt_text"]):
+            totals[pair] += self._scorer(pair).statistics([text], [reference])
+        if sample["pair"].numel():
+            logger.debug("example hypothesis: %s | reference: %s", texts[0], sample["tgt_text"][0])
+        return torch.from_numpy(totals).to(sample["pair"].device)
+
+    def _scorer(self, pair: int) -> PairScorer:
+        target_lang = self.pairs[pair][1]
+        if target_lang not in self._scorers:
+            self._scorers[target_lang] = PairScorer(target_lang)
+        return self._scorers[target_lang]
+
+    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
+        """Log the criterion's values, then those of every language pair."""
+        super().reduce_metrics(logging_outputs, criterion)
+        self._log_pair_losses(logging_outputs)
+        if any("pair_statistics" in log for log in logging_outputs):
+            self._log_translation_scores(logging_outputs)
+
+    def _log_pair_losses(self, logging_outputs: List[Dict[str, Any]]) -> None:
+        """nll (bits per token) and token accuracy (%) per pair, where there is more than one."""
+        if len(self.pairs) < 2 or not any("pair_nll" in log for log in logging_outputs):
+            return
+        nll, correct, ntokens = (
+            _sum_logged(logging_outputs, key).tolist()
+            for key in ("pair_nll", "pair_correct", "pair_ntokens")
+        )
+        for i, name in enumerate(_names(self.pairs)):
+            if ntokens[i] > 0:
+                bits = nll[i] / ntokens[i] / np.log(2)
+                metrics.log_scalar(f"nll_{name}", bits, ntokens[i], priority=200, round=3)
+                accuracy = 100.0 * correct[i] / ntokens[i]
+                metrics.log_scalar(f"accuracy_{name}", accuracy, ntokens[i], priority=201, round=2)
+
+    def _log_translation_scores(self, logging_outputs: List[Dict[str, Any]]) -> None:
+        """Bleu and chrf per pair and their means; meters add up statistics, scores come at the end."""
+        statistics = _sum_logged(logging_outputs, "pair_statistics").cpu().numpy()
+        seen = []
+        for i, name in enumerate(_names(self.pairs)):
+            if statistics[i].any():
+                metrics.log_scalar(f"_statistics_{name}", statistics[i])
+                seen.append(i)
+
+        def score(meters: Any, pair: int, which: int) -> float:
+            name = "-".join(self.pairs[pair])
+            sums = np.asarray(meters[f"_statistics_{name}"].sum)
+            return round(self._scorer(pair).scores(sums)[which], 2)
+
+        def mean(meters: Any, which: int) -> float:
+            present = [
+                i for i, name in enumerate(_names(self.pairs)) if f"_statistics_{name}" in meters
+            ]
+            return round(float(np.mean([score(meters, i, which) for i in present])), 2)
+
+        for which, metric in enumerate(("bleu", "chrf")):
+            metrics.log_derived(metric, lambda meters, which=which: mean(meters, which))
+            if len(self.pairs) > 1:
+                for i in seen:
+                    metrics.log_derived(
+                        f"{metric}_{'-'.join(self.pairs[i])}",
+                        lambda meters, i=i, which=which: score(meters, i, which),
+                    )
+
+
+def _names(pairs: Sequence[Tuple[str, str]]) -> List[str]:
+    return ["-".join(pair) for pair in pairs]
+
+
+def _sum_logged(logging_outputs: List[Dict[str, Any]], key: str) -> torch.Tensor:
+    """Sum of a vector that batches log; earlier batches may know fewer pairs than later ones."""
+    values = [log[key] for log in logging_outputs if key in log]
+    total = torch.zeros_like(max(values, key=len))
+    for value in values:
+        total[: len(value)] += value
+    return total
+
+
+def _load_dictionary(path: Path) -> Dictionary:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected a fairseq dictionary, found no file; "
+            "`python -m data_prep.build_vocab` writes one"
+        )
+    return Dictionary.load(str(path))
+
+
+def _alpha(cfg: SpeechToTextSamuConfig) -> float:
+    """α of the language re-sampling from the two options that can set it."""
+    if cfg.sampling_temperature <= 0 or cfg.sampling_alpha < 0:
+        raise ValueError(
+            "expected --sampling-alpha ≥ 0 and --sampling-temperature > 0, found "
+            f"{cfg.sampling_alpha} and {cfg.sampling_temperature}"
+        )
+    if cfg.sampling_alpha != 1.0 and cfg.sampling_temperature != 1.0:
+        raise ValueError(
+            "--sampling-alpha and --sampling-temperature are two names of one setting: found "
+            f"{cfg.sampling_alpha} and {cfg.sampling_temperature}, expected one of them"
+        )
+    return float(cfg.sampling_alpha) / float(cfg.sampling_temperature)
+
+
+def _speed_factors(text: str) -> Tuple[float, ...]:
+    try:
+        factors = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        factors = (0.0,)
+    if any(not 0.5 <= factor <= 2.0 for factor in factors):
+        raise ValueError(
+            f"--speed-perturbation: expected comma-separated factors between 0.5 and 2, found {text!r}"
+        )
+    return factors
