@@ -1,0 +1,1 @@
+"""Plain PyTorch modules that take numbers and tensors, never options."""

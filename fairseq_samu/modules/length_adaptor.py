@@ -1,0 +1,137 @@
+"""Length adaptors: speech frames (20 ms each) to fewer vectors of the decoder's width."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_samu.modules.padding import padding_mask as make_padding_mask
+
+
+class NoAdaptor(nn.Module):
+    """Hand the frames on as they are."""
+
+    def out_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames that come out of ``lengths`` frames, shape (B,)."""
+        return lengths
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return ``x`` (T, B, D) and ``padding_mask`` (B, T) unchanged."""
+        return x, padding_mask
+
+
+class LinearAdaptor(nn.Module):
+    """Stack ``stride`` consecutive frames and project the stack; stride 1 is a plain projection.
+
+    Args:
+        in_dim: width of a frame.
+        out_dim: width of the output.
+        stride: frames a stack; the last stack of an utterance is filled up with zeros.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
+        super().__init__()
+        if stride < 1:
+            raise ValueError(f"the adaptor's stride: expected at least 1, found {stride}")
+        self.stride = stride
+        self.projection = nn.Linear(in_dim * stride, out_dim)
+
+    def out_lengths(self, lengths: Tensor) -> Tensor:
+        """Vectors that come out of ``lengths`` frames, shape (B,)."""
+        return (lengths + self.stride - 1).div(self.stride, rounding_mode="floor")
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Stack and project.
+
+        Args:
+            x: frames, shape (T, B, D).
+            padding_mask: True where padded, shape (B, T), or None without padding.
+
+        Returns:
+            Vectors (T', B, D') with T' = ceil(T / stride), and their padding mask (B, T') or None.
+        """
+        x = zero_padded(x, padding_mask)
+        frames, batch, width = x.shape
+        x = F.pad(x, (0, 0, 0, 0, 0, -frames % self.stride))
+        stacks = x.view(-1, self.stride, batch, width).transpose(1, 2)  # (T', B, stride, D)
+        x = self.projection(stacks.reshape(stacks.size(0), batch, self.stride * width))
+        if padding_mask is None:
+            return x, None
+        lengths = self.out_lengths((~padding_mask).sum(dim=1))
+        return x, make_padding_mask(lengths, x.size(0))
+
+
+class ConvGLUAdaptor(nn.Module):
+    """Strided convolutions, each followed by a gated linear unit.
+
+    On an utterance without padding it computes what fairseq's ``Conv1dAdaptor`` (``xm_transformer``)
+    does, with the same parameter names. Padded frames are set to zero before every convolution, not
+    only before the first, so that padding changes nothing.
+
+    Args:
+        in_dim: width of a frame.
+        out_dim: width of the output.
+        n_layers: number of convolutions.
+        kernel_size: frames a kernel spans; odd.
+        stride: every layer divides the length by it.
+
+    Source: Li et al. 2021 (arXiv 2010.12829), Section 2.2 (length adaptor).
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, n_layers: int = 3, kernel_size: int = 3, stride: int = 2
+    ) -> None:
+        super().__init__()
+        if n_layers < 1:
+            raise ValueError(f"the adaptor's layers: expected at least 1, found {n_layers}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"the adaptor's kernel size: expected an odd one, found {kernel_size}")
+        if stride < 1:
+            raise ValueError(f"the adaptor's stride: expected at least 1, found {stride}")
+        self.stride = stride
+        self.layers = nn.ModuleList(
+            nn.Conv1d(
+                in_dim if i == 0 else out_dim,
+                2 * out_dim,
+                kernel_size,
+                stride=stride,
+                padding=kernel_size // 2,
+            )
+            for i in range(n_layers)
+        )
+
+    def out_lengths(self, lengths: Tensor) -> Tensor:
+        """Vectors that come out of ``lengths`` frames, shape (B,)."""
+        for _ in self.layers:
+            lengths = self._conv_lengths(lengths)
+        return lengths
+
+    def _conv_lengths(self, lengths: Tensor) -> Tensor:
+        return (lengths - 1).div(self.stride, rounding_mode="floor") + 1
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Shorten.
+
+        Args:
+            x: frames, shape (T, B, D).
+            padding_mask: True where padded, shape (B, T), or None without padding.
+
+        Returns:
+            Vectors (T', B, D'), zero where padded, and their padding mask (B, T') or None.
+        """
+        lengths = None if padding_mask is None else (~padding_mask).sum(dim=1)
+        x = zero_padded(x, padding_mask).permute(1, 2, 0)  # (B, D, T)
+        for conv in self.layers:
+            x = F.glu(conv(x), dim=1)
+            if lengths is not None:
+                lengths = self._conv_lengths(lengths)
+                padding_mask = make_padding_mask(lengths, x.size(2))
+                x = x.masked_fill(padding_mask.unsqueeze(1), 0.0)
+        return x.permute(2, 0, 1), padding_mask
+
+
+def zero_padded(x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Return ``x`` (T, B, D) with zeros where ``padding_mask`` (B, T) is True."""
+    if padding_mask is None:
+        return x
+    return x.masked_fill(padding_mask.t().unsqueeze(2), 0.0)
