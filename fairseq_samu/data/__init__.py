@@ -1,0 +1,1 @@
+"""Manifests, audio, sampling and the datasets made of them."""

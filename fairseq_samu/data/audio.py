@@ -1,0 +1,144 @@
+"""Reads speech from audio files and from slices of archives, as 16 kHz mono waveforms."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+#: Samples per second of every waveform in this project.
+SAMPLE_RATE = 16_000
+
+#: Quality of the band-limited interpolation, in soxr's names.
+RESAMPLER = "HQ"
+
+_SLICE = re.compile(r"(?P<path>.+):(?P<offset>\d+):(?P<length>\d+)")
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used; the message names it and says what is wrong."""
+
+
+def read_audio(spec: str, root: str | None = None) -> NDArray[np.float32]:
+    """Read one utterance.
+
+    Args:
+        spec: path of a wav, flac, ogg, opus or mp3 file, or ``archive:offset:length`` in bytes for
+            one such file that lies uncompressed in an archive (zip, tar).
+        root: folder that a relative path starts from.
+
+    Returns:
+        Waveform (S,) at 16 kHz: channels averaged, full scale = 1.
+
+    Raises:
+        AudioError: no such file, a slice outside the archive, or audio that is undecodable, cut
+            short, empty or not finite.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(_read_bytes(spec, root))) as file:
+            declared, rate = file.frames, file.samplerate
+            channels = file.read(dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise _undecodable(spec, error) from error
+    # A tenth of a second for formats that only estimate their length (mp3 without a Xing frame).
+    if declared - len(channels) > rate // 10:
+        raise AudioError(
+            f"{spec}: truncated audio, expected {declared} frames, found {len(channels)}"
+        )
+    if len(channels) == 0:
+        raise AudioError(f"{spec}: expected audio, found no samples")
+    wave: NDArray[np.float32] = channels.mean(axis=1)
+    if not np.isfinite(wave).all():
+        bad = int(np.argmin(np.isfinite(wave)))
+        raise AudioError(f"{spec}: expected finite samples, found {wave[bad]} at sample {bad}")
+    if rate != SAMPLE_RATE:
+        wave = soxr.resample(wave, rate, SAMPLE_RATE, quality=RESAMPLER)
+    return wave
+
+
+def audio_duration(spec: str, root: str | None = None) -> int:
+    """Length of an utterance in 16 kHz samples, from its header.
+
+    Args:
+        spec: as in :func:`read_audio`.
+        root: folder that a relative path starts from.
+
+    Raises:
+        AudioError: no such file, offset outside the archive, not an audio file, or empty.
+    """
+    try:
+        info = soundfile.info(io.BytesIO(_read_bytes(spec, root)))
+    except soundfile.SoundFileError as error:
+        raise _undecodable(spec, error) from error
+    if info.frames == 0:
+        raise AudioError(f"{spec}: expected audio, found no samples")
+    # Halves go up, as in soxr.
+    return int((2 * info.frames * SAMPLE_RATE + info.samplerate) // (2 * info.samplerate))
+
+
+def change_speed(wave: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """Play an utterance faster (factor > 1) or slower, which moves its pitch too.
+
+    Args:
+        wave: waveform (S,).
+        factor: speed; S samples become S / factor, rounded.
+
+    Source: Ko et al. 2015, "Audio augmentation for speech recognition", Section 2; sox's ``speed``.
+    """
+    faster: NDArray[np.float32] = soxr.resample(wave, factor, 1.0, quality=RESAMPLER)
+    return faster
+
+
+def normalize_utterance(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shift and scale an utterance to zero mean and unit variance, as XLS-R was pre-trained.
+
+    The variance gets 1e-5 before the square root, as in fairseq's ``F.layer_norm`` over the
+    samples: silence stays silence.
+
+    Args:
+        wave: waveform (S,).
+    """
+    centred = wave - wave.mean(dtype=np.float64)
+    scaled: NDArray[np.float32] = centred / np.sqrt(np.mean(centred**2) + 1e-5)
+    return scaled.astype(np.float32)
+
+
+def _undecodable(spec: str, error: Exception) -> AudioError:
+    reason = getattr(error, "error_string", str(error))
+    hint = (
+        " (a slice has to hold a whole audio file, stored in the archive without compression)"
+        if _SLICE.fullmatch(spec)
+        else ""
+    )
+    return AudioError(f"{spec}: expected wav, flac, ogg, opus or mp3, found: {reason}{hint}")
+
+
+def _read_bytes(spec: str, root: str | None) -> bytes:
+    """Encoded audio that a spec stands for."""
+    match = _SLICE.fullmatch(spec)
+    path = os.path.join(root or "", match["path"] if match else spec)
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        raise AudioError(
+            f"{spec}: expected an audio file or archive:offset:length, found {found}: {path}"
+        )
+    try:
+        with open(path, "rb") as file:
+            if match is None:
+                return file.read()
+            offset, length = int(match["offset"]), int(match["length"])
+            size = os.fstat(file.fileno()).st_size
+            if length == 0 or offset + length > size:
+                raise AudioError(
+                    f"{spec}: expected at least one byte within the {size} of the archive, "
+                    f"found {length} from {offset}"
+                )
+            file.seek(offset)
+            return file.read(length)
+    except OSError as error:
+        raise AudioError(f"{spec}: expected a readable file, found: {error}") from error
