@@ -1,0 +1,133 @@
+"""Manifests: tab-separated tables of utterances, opened without reading their text."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import uuid
+import weakref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairseq_samu.data.manifest_index import ManifestError, ManifestIndex, build_index, read_header
+
+logger = logging.getLogger(__name__)
+
+
+class Manifest:
+    """Rows of a manifest, read from disk when they are asked for.
+
+    A manifest is UTF-8 text with one header row and one utterance a line, its cells separated by
+    tabs and never quoted. It needs the columns of
+    :data:`~fairseq_samu.data.manifest_index.COLUMNS`, in any order, and may have others. Every row
+    is checked when the manifest is first opened.
+
+    Opening it scans the file once and keeps where the cells are, the lengths and the language pairs
+    in ``.NAME.tsv.index/index.npy`` beside it. Later opens, in every rank, memory-map that:
+    milliseconds for a million rows. The index is rebuilt when the manifest's size or modification
+    time changed.
+
+    Args:
+        path: the manifest.
+
+    Attributes:
+        path: the manifest.
+        columns: names of its columns, in the order of the file.
+        pairs: (source language, target language) of every pair that occurs, sorted.
+        n_frames: (N,) length of every utterance in 16 kHz samples.
+        pair_ids: (N,) position of every row's language pair in ``pairs``.
+
+    Raises:
+        ManifestError: no such file, or a row that breaks the format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        try:
+            # Rows are read with pread. Unlike a shared file position it is safe in forked workers;
+            # unlike a memory map it survives that someone cuts the file short.
+            self._fd = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ManifestError(
+                f"{self.path}: expected a manifest, found: {error.strerror}"
+            ) from error
+        weakref.finalize(self, os.close, self._fd)
+        self.columns, body = read_header(self._fd, self.path)
+        self._column = {name: i for i, name in enumerate(self.columns)}
+        index = self._open_index(body)
+        self._offsets = index.offsets
+        self.n_frames: NDArray[np.int64] = index.n_frames
+
+        found = [self._pair(int(row)) for row in index.first_rows]
+        self.pairs: list[tuple[str, str]] = sorted(found)
+        rank = np.array([self.pairs.index(pair) for pair in found], dtype=np.int16)
+        self.pair_ids: NDArray[np.int16] = rank[index.pair_codes]
+
+    def __len__(self) -> int:
+        """Number of utterances."""
+        return len(self.n_frames)
+
+    def __reduce__(self) -> tuple[type[Manifest], tuple[str]]:
+        """Pickle as the path: a worker process opens the file and the index again."""
+        return Manifest, (self.path,)
+
+    def cell(self, row: int, column: str) -> str:
+        """Text of one cell.
+
+        Args:
+            row: row number, counted from 0 without the header.
+            column: column name.
+        """
+        i = self._column[column]
+        return self._read(row, int(self._offsets[i, row]), int(self._offsets[i + 1, row]) - 1)
+
+    def row(self, row: int) -> dict[str, str]:
+        """All cells of a row by column name."""
+        bounds = [int(offset) for offset in self._offsets[:, row]]
+        line = self._read(row, bounds[0], bounds[-1] - 1)
+        return dict(zip(self.columns, line.split("\t")))
+
+    def byte_lengths(self, column: str) -> NDArray[np.int32]:
+        """Lengths (N,) of a column's cells in UTF-8 bytes, which bound the number of pieces."""
+        i = self._column[column]
+        lengths: NDArray[np.int64] = self._offsets[i + 1] - self._offsets[i] - 1
+        return lengths.astype(np.int32)
+
+    def location(self, row: int) -> str:
+        """``FILE:LINE`` of a row, for messages."""
+        return f"{self.path}:{row + 2}"
+
+    def _pair(self, row: int) -> tuple[str, str]:
+        return self.cell(row, "src_lang"), self.cell(row, "tgt_lang")
+
+    def _read(self, row: int, begin: int, end: int) -> str:
+        data = os.pread(self._fd, end - begin, begin)
+        if len(data) != end - begin:
+            raise ManifestError(
+                f"{self.location(row)}: expected {end - begin} bytes at {begin}, found {len(data)}"
+                ": the manifest was cut short while open"
+            )
+        return data.decode("utf-8")
+
+    def _open_index(self, body: int) -> ManifestIndex:
+        """The stored index if it fits the file, else a new one, stored for the next time."""
+        folder, name = os.path.split(self.path)
+        cache = os.path.join(folder, f".{name}.index", "index.npy")
+        index = ManifestIndex.load(cache, self._fd, len(self.columns))
+        if index is not None:
+            return index
+        index = build_index(self._fd, self.path, self.columns, body)
+        temporary = f"{cache}.{uuid.uuid4().hex}.tmp"
+        try:
+            os.makedirs(os.path.dirname(cache), exist_ok=True)
+            # Ranks that build at the same time write files of their own; the last one stays.
+            index.save(temporary)
+            os.replace(temporary, cache)
+        except OSError as error:
+            logger.warning("%s: its index stays in memory, cannot store it: %s", self.path, error)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        return ManifestIndex.load(cache, self._fd, len(self.columns)) or index
