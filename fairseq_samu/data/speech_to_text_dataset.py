@@ -1,0 +1,412 @@
+"""Utterances with their target texts, as fairseq batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from fairseq.data import data_utils
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairseq_samu.data.audio import (
+    SAMPLE_RATE,
+    AudioError,
+    change_speed,
+    normalize_utterance,
+    read_audio,
+)
+from fairseq_samu.data.manifest import Manifest
+from fairseq_samu.data.manifest_index import ManifestError
+from fairseq_samu.data.sampling import resample_rows, resampling_ratios
+from fairseq_samu.data.waveform_dataset import WaveformDataset, collate_sources
+
+#: Shuffled epochs blur lengths by up to this share before sorting: batches change, padding hardly.
+LENGTH_NOISE = 0.03
+
+#: A file's length may differ from the manifest's by this many samples (mp3 encoders pad) …
+LENGTH_TOLERANCE = SAMPLE_RATE // 10
+
+#: … and by this share of it.
+LENGTH_TOLERANCE_SHARE = 0.01
+
+#: Ids named per reason when rows are left out.
+REPORTED_IDS = 5
+
+
+class OverlongRow(NamedTuple):
+    """A row that is left out: its number, its id, and the limit it breaks with its size."""
+
+    row: int
+    id: str
+    reason: str
+
+
+class SpeechToTextSamuDataset(WaveformDataset):
+    """Rows of a manifest as training, validation or test examples.
+
+    Rows are numbered as in the manifest, always. Re-sampling language pairs repeats and omits
+    numbers in ``ordered_indices``. Audio is read and text tokenised when a row is drawn.
+
+    Args:
+        manifest: the rows.
+        audio_root: folder that relative audio paths start from.
+        encode_target: (text, target language) → LongTensor (L,) = [tag] pieces </s>.
+        pad: padding index of the target dictionary.
+        eos: its end-of-sentence index.
+        prefix_size: tokens in front of every target that are given, not predicted: 1 for a language
+            tag.
+        normalize: shift and scale utterances to zero mean and unit variance.
+        encode_transcript: text → LongTensor (L',), for batches with transcripts.
+        shuffle: new order every epoch; False = sorted by length, the same every time.
+        seed: of order, re-sampling and speed.
+        alpha: exponent of the re-sampling of language pairs, when shuffling; 1 = none.
+        speed_factors: speeds drawn from, a new one for every row and epoch; empty = as recorded.
+        min_samples: rows shorter than that at any speed are left out.
+        max_samples: rows longer than that at any speed are left out.
+        max_target_tokens: rows with more target tokens are left out.
+        pair_codes: number of each of ``manifest.pairs`` in batches; None = its position there.
+
+    Attributes:
+        overlong: the rows left out.
+
+    Raises:
+        ManifestError: no row is left, or a row has no text to train on.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        audio_root: str | None,
+        encode_target: Callable[[str, str], Tensor],
+        pad: int,
+        eos: int,
+        prefix_size: int,
+        normalize: bool,
+        encode_transcript: Callable[[str], Tensor] | None = None,
+        shuffle: bool,
+        seed: int = 1,
+        alpha: float = 1.0,
+        speed_factors: tuple[float, ...] = (),
+        min_samples: int,
+        max_samples: int,
+        max_target_tokens: int,
+        pair_codes: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.manifest = manifest
+        self.audio_root = audio_root
+        self.encode_target = encode_target
+        self.encode_transcript = encode_transcript
+        self.pad = pad
+        self.eos = eos
+        self.prefix_size = prefix_size
+        self.normalize = normalize
+        self.shuffle = shuffle
+        self.seed = seed
+        self.alpha = alpha
+        self.speed_factors = speed_factors
+        self.max_target_tokens = max_target_tokens
+        self.pair_codes = list(range(len(manifest.pairs)) if pair_codes is None else pair_codes)
+        if shuffle:
+            self._check_targets()
+        self.overlong, self._kept = self._part_rows(min_samples, max_samples)
+        if len(self._kept) == 0:
+            raise ManifestError(
+                f"{manifest.path}: expected rows within the limits, found none: "
+                f"{self.overlong_report()}"
+            )
+        self._speeds = np.array(speed_factors or (1.0,))
+        self.epoch = 0
+        self.set_epoch(1)
+
+    # Rows of an epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the rows and the speeds of an epoch, which only the seed and its number decide."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        self._rows = self._kept
+        if self.shuffle and self.alpha != 1.0:
+            _, groups = np.unique(self.manifest.pair_ids[self._kept], return_inverse=True)
+            ratios = resampling_ratios(np.bincount(groups).tolist(), self.alpha)
+            self._rows = resample_rows(self._kept, groups, ratios, self.seed, epoch)
+        if self.speed_factors:
+            self._speed_draws = self._rng("speed").integers(
+                len(self._speeds), size=len(self.manifest), dtype=np.int8
+            )
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Whether every epoch has the same batches."""
+        return not self.shuffle and not self.speed_factors
+
+    def __len__(self) -> int:
+        """Number of examples in this epoch."""
+        return len(self._rows)
+
+    def ordered_indices(self) -> NDArray[np.int64]:
+        """Rows of this epoch by length: exactly and in order, or blurred when shuffling."""
+        # A generator of our own: the global one, which fairseq seeds for this call, gets the same
+        # seed in every epoch from fairseq 0.12.2.
+        lengths = self.num_tokens_vec(self._rows).astype(np.float64)
+        if self.shuffle:
+            rng = self._rng("order")
+            lengths *= rng.uniform(1 - LENGTH_NOISE, 1 + LENGTH_NOISE, len(lengths))
+        return self._rows[np.argsort(lengths, kind="stable")]
+
+    def num_tokens_vec(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Lengths of rows in 16 kHz samples, at this epoch's speeds."""
+        n_frames: NDArray[np.int64] = self.manifest.n_frames[indices]
+        if not self.speed_factors:
+            return n_frames
+        speeds = self._speeds[self._speed_draws[indices]]
+        scaled: NDArray[np.float64] = np.floor(n_frames / speeds + 0.5)
+        return scaled.astype(np.int64)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Length of every row of the manifest in 16 kHz samples, at this epoch's speeds."""
+        return self.num_tokens_vec(np.arange(len(self.manifest)))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Length of a row in 16 kHz samples and in target tokens."""
+        return self.num_tokens(index), len(self._target(index))
+
+    def padding_share(self, batches: Sequence[Sequence[int]]) -> float:
+        """Share of padding in the samples of all batches: 1 − Σ samples / Σ (rows × longest).
+
+        Args:
+            batches: row numbers of each.
+        """
+        counts = np.array([len(batch) for batch in batches])
+        samples = self.num_tokens_vec(np.concatenate([np.asarray(batch) for batch in batches]))
+        longest = np.maximum.reduceat(samples, np.cumsum(counts) - counts)
+        return float(1 - samples.sum() / (counts * longest).sum())
+
+    def drawn_report(self) -> str:
+        """Rows of every language pair that there are and that this epoch draws, for the log."""
+        pairs = len(self.manifest.pairs)
+        there = np.bincount(self.manifest.pair_ids[self._kept], minlength=pairs)
+        drawn = np.bincount(self.manifest.pair_ids[self._rows], minlength=pairs)
+        return ", ".join(
+            f"{source}-{target} {before} → {after}"
+            for (source, target), before, after in zip(self.manifest.pairs, there, drawn)
+        )
+
+    # Rows left out
+
+    def overlong_report(self) -> str:
+        """How many rows and hours are left out, why, and the first ids of each reason."""
+        rows = np.array([row.row for row in self.overlong], dtype=np.int64)
+        lost, there = (
+            samples.sum() / SAMPLE_RATE / 3600
+            for samples in (self.manifest.n_frames[rows], self.manifest.n_frames)
+        )
+        report = (
+            f"{len(rows)} of {len(self.manifest)} rows ({lost:.2f} of {there:.2f} hours) left out"
+        )
+        reasons = Counter(row.reason.partition(":")[0] for row in self.overlong)
+        for reason, count in reasons.items():
+            ids = [row.id for row in self.overlong if row.reason.startswith(f"{reason}:")]
+            more = ", …" if count > REPORTED_IDS else ""
+            report += f"; {count} {reason}: {', '.join(ids[:REPORTED_IDS])}{more}"
+        return report
+
+    def _part_rows(
+        self, min_samples: int, max_samples: int
+    ) -> tuple[list[OverlongRow], NDArray[np.int64]]:
+        """Rows outside the limits, and the numbers of the others."""
+        rows = np.arange(len(self.manifest))
+        n_frames = self.manifest.n_frames
+        longest = np.floor(n_frames / min(self.speed_factors, default=1.0) + 0.5).astype(np.int64)
+        shortest = np.floor(n_frames / max(self.speed_factors, default=1.0) + 0.5).astype(np.int64)
+        left_out = {}
+        limit = self.max_target_tokens
+        for row in np.flatnonzero(self._exceeds_target_limit(rows, limit)).tolist():
+            left_out[row] = f"target longer than {limit} tokens: {len(self._target(row))}"
+        for row in np.flatnonzero(shortest < min_samples).tolist():
+            left_out[row] = f"shorter than {min_samples} samples: {shortest[row]}"
+        for row in np.flatnonzero(longest > max_samples).tolist():
+            left_out[row] = f"longer than {max_samples} samples: {longest[row]}"
+        overlong = [
+            OverlongRow(row, self.manifest.cell(row, "id"), left_out[row])
+            for row in sorted(left_out)
+        ]
+        return overlong, np.delete(rows, [row.row for row in overlong])
+
+    def _has_long_target(self, indices: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
+        if limit >= self.max_target_tokens:
+            return np.zeros(len(indices), dtype=bool)
+        return self._exceeds_target_limit(indices, limit)
+
+    def _exceeds_target_limit(self, rows: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
+        """Which rows have more target tokens than a limit; only doubtful ones are tokenised."""
+        # At most one piece a byte, SentencePiece's leading "▁", the language tag and </s>.
+        exceeds = self.manifest.byte_lengths("tgt_text")[rows] + 2 + self.prefix_size > limit
+        for i in np.flatnonzero(exceeds):
+            exceeds[i] = len(self._target(int(rows[i]))) > limit
+        return exceeds
+
+    def _check_targets(self) -> None:
+        empty = self.manifest.byte_lengths("tgt_text") == 0
+        if empty.any():
+            location = self.manifest.location(int(empty.argmax()))
+            raise ManifestError(f"{location}: expected a tgt_text to train on, found an empty cell")
+
+    # Examples
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read an example.
+
+        Returns:
+            ``index``, ``source`` FloatTensor (S,), ``target`` LongTensor (L,), ``transcript``
+            LongTensor (L',) or None, ``pair`` (number of the language pair) and ``tgt_text``.
+
+        Raises:
+            ManifestError: audio that cannot be used or is not as long as ``n_frames`` says, or a
+                target that turns out too long.
+        """
+        index = int(index)
+        wave = self._read_wave(index)
+        target = self._target(index)
+        if len(target) > self.max_target_tokens:
+            raise ManifestError(
+                f"{self.manifest.location(index)}: expected at most {self.max_target_tokens} "
+                f"target tokens, found {len(target)}"
+            )
+        transcript = None
+        if self.encode_transcript is not None:
+            transcript = self.encode_transcript(self.manifest.cell(index, "src_text"))
+        return {
+            "index": index,
+            "source": torch.from_numpy(wave),
+            "target": target,
+            "transcript": transcript,
+            "pair": self.pair_codes[self.manifest.pair_ids[index]],
+            "tgt_text": self.manifest.cell(index, "tgt_text"),
+        }
+
+    def collater(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch, in the order given.
+
+        Args:
+            items: from ``__getitem__``.
+
+        Returns:
+            {} for no items, else
+            ``id`` LongTensor (B,): rows; ``nsentences``: B; ``ntokens``: target tokens that are
+            trained; ``net_input``: ``src_tokens`` FloatTensor (B, S), padded with zeros,
+            ``src_lengths`` LongTensor (B,), ``prev_output_tokens`` LongTensor (B, L): targets with
+            </s> in front; ``target`` LongTensor (B, L); ``prefix_tokens`` LongTensor (B,
+            prefix_size) or None; ``pair`` LongTensor (B,); ``tgt_text``: B strings; with
+            transcripts also ``transcript`` LongTensor (B, L') and ``transcript_lengths`` LongTensor
+            (B,).
+        """
+        if not items:
+            return {}
+        batch = collate_sources(
+            [item["index"] for item in items], [item["source"] for item in items]
+        )
+        targets = [item["target"] for item in items]
+        target = data_utils.collate_tokens(targets, self.pad)
+        batch["net_input"]["prev_output_tokens"] = data_utils.collate_tokens(
+            targets, self.pad, self.eos, move_eos_to_beginning=True
+        )
+        batch.update(
+            ntokens=sum(map(len, targets)) - self.prefix_size * len(items),
+            target=target,
+            prefix_tokens=target[:, : self.prefix_size] if self.prefix_size else None,
+            pair=torch.tensor([item["pair"] for item in items]),
+            tgt_text=[item["tgt_text"] for item in items],
+        )
+        if self.encode_transcript is not None:
+            transcripts = [item["transcript"] for item in items]
+            batch["transcript"] = data_utils.collate_tokens(transcripts, self.pad)
+            batch["transcript_lengths"] = torch.tensor([len(tokens) for tokens in transcripts])
+        return batch
+
+    def _read_wave(self, row: int) -> NDArray[np.float32]:
+        try:
+            wave = read_audio(self.manifest.cell(row, "audio"), self.audio_root)
+        except AudioError as error:
+            raise ManifestError(f"{self.manifest.location(row)}: {error}") from error
+        expected = int(self.manifest.n_frames[row])
+        tolerance = max(LENGTH_TOLERANCE, LENGTH_TOLERANCE_SHARE * expected)
+        if abs(len(wave) - expected) > tolerance:
+            raise ManifestError(
+                f"{self.manifest.location(row)}: expected n_frames = {expected} samples at 16 kHz, "
+                f"found {len(wave)} in {self.manifest.cell(row, 'audio')}"
+            )
+        if self.speed_factors:
+            speed = float(self._speeds[self._speed_draws[row]])
+            wave = wave if speed == 1.0 else change_speed(wave, speed)
+        return normalize_utterance(wave) if self.normalize else wave
+
+    def _target(self, row: int) -> Tensor:
+        text = self.manifest.cell(row, "tgt_text")
+        return self.encode_target(text, self.manifest.cell(row, "tgt_lang"))
+
+    def _rng(self, purpose: str) -> np.random.Generator:
+        """Generator of its own for each purpose, the same again for the same seed and epoch."""
+        return np.random.default_rng((self.seed, self.epoch, *purpose.encode()))
+
+
+class AudioPathsDataset(WaveformDataset):
+    """Audio files without texts, for fairseq-interactive.
+
+    Args:
+        paths: audio files or slices, as in a manifest's ``audio``.
+        lengths: their lengths in 16 kHz samples.
+        normalize: shift and scale utterances to zero mean and unit variance.
+        audio_root: folder that relative paths start from.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], lengths: Sequence[int], normalize: bool, audio_root: str | None
+    ) -> None:
+        super().__init__()
+        self.paths = list(paths)
+        self.sizes = np.array(lengths, dtype=np.int64)
+        self.normalize = normalize
+        self.audio_root = audio_root
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read a file: ``index`` and ``source`` FloatTensor (S,).
+
+        Raises:
+            AudioError: the file cannot be used.
+        """
+        wave = read_audio(self.paths[index], self.audio_root)
+        wave = normalize_utterance(wave) if self.normalize else wave
+        return {"index": int(index), "source": torch.from_numpy(wave)}
+
+    def ordered_indices(self) -> NDArray[np.int64]:
+        """Files by length."""
+        return np.argsort(self.sizes, kind="stable")
+
+    def num_tokens_vec(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Lengths in 16 kHz samples."""
+        return self.sizes[indices]
+
+    def size(self, index: int) -> tuple[int]:
+        """Length of a file in 16 kHz samples."""
+        return (int(self.sizes[index]),)
+
+    def collater(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch as :class:`SpeechToTextSamuDataset` does, without targets."""
+        if not items:
+            return {}
+        batch = collate_sources(
+            [item["index"] for item in items], [item["source"] for item in items]
+        )
+        return {**batch, "target": None}
