@@ -1,0 +1,115 @@
+"""Manifests: tab-separated tables with one row per utterance and target language.
+
+A manifest is UTF-8 text without quoting; its first line names the columns. `audio` is a path or
+`archive.zip:offset:length`, relative to the folder that training gets as `audio_root`; `n_frames`
+counts samples at 16 kHz.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from data_prep.atomic import ReplacedFile
+
+# A row is one line, a cell ends at a tab; any other control character is a mistake of the source.
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class ManifestRow(NamedTuple):
+    """One utterance; the fields are the columns of the file."""
+
+    id: str
+    audio: str
+    n_frames: int
+    tgt_text: str
+    speaker: str
+    src_text: str
+    src_lang: str
+    tgt_lang: str
+
+
+COLUMNS = ManifestRow._fields
+# A corpus may know neither its speakers nor its transcripts.
+MAY_BE_EMPTY = frozenset({"speaker", "src_text"})
+
+
+class ManifestWriter:
+    """Writes a manifest row by row; the file appears when the `with` block ends without an error.
+
+    Args:
+        path: the file to write, `NAME.tsv`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens a temporary file beside `path`."""
+        self._replaced = ReplacedFile(path)
+        self._file = open(self._replaced.temporary, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self._file.write("\t".join(COLUMNS) + "\n")
+        self.rows = 0
+
+    def write(self, row: ManifestRow) -> None:
+        """Appends one row.
+
+        Raises:
+            ValueError: a cell is empty that must not be, holds a control character, or `n_frames`
+                is not positive.
+        """
+        place = f"{self._replaced.path}: row {self.rows + 1} (id {row.id!r})"
+        if row.n_frames <= 0:
+            raise ValueError(f"{place}: expected n_frames > 0 samples, found {row.n_frames}")
+        cells = [str(cell) for cell in row]
+        for column, cell in zip(COLUMNS, cells):
+            if not cell and column not in MAY_BE_EMPTY:
+                raise ValueError(f"{place}: expected a {column}, found an empty cell")
+            if CONTROL_CHARACTER.search(cell):
+                raise ValueError(f"{place}: control character in {column}: {cell!r}")
+        self._file.write("\t".join(cells) + "\n")
+        self.rows += 1
+
+    def __enter__(self) -> ManifestWriter:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Keeps the file, or removes it after an error."""
+        try:
+            self._file.close()
+            if kind is None:
+                self._replaced.commit()
+        finally:
+            self._replaced.discard()
+
+
+def read_column(path: str | os.PathLike[str], column: str) -> Iterator[str]:
+    """Yields the cells of one column of a manifest.
+
+    Args:
+        path: the manifest.
+        column: one name of its header row.
+
+    Raises:
+        ValueError: the column is missing, or a row has another number of cells than the header.
+    """
+    # As bytes, lines end at "\n" alone; text mode would end them at a lone "\r" too.
+    with open(path, "rb") as file:
+        header = next(file, b"").decode("utf-8").rstrip("\r\n").split("\t")
+        if column not in header:
+            raise ValueError(f"{Path(path)}:1: expected a column {column}, found {header}")
+        index = header.index(column)
+        for number, line in enumerate(file, start=2):
+            cells = line.decode("utf-8").rstrip("\r\n").split("\t")
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{Path(path)}:{number}: expected {len(header)} cells, found {len(cells)}"
+                )
+            yield cells[index]
