@@ -1,0 +1,1 @@
+"""Reads pretrained checkpoints, maps their names and checks their shapes."""

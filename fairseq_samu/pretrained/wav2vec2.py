@@ -1,0 +1,150 @@
+"""Reads wav2vec 2.0 and XLS-R checkpoints of fairseq, whatever their age."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from fairseq_samu import compat
+from fairseq_samu.pretrained.conv_layers import parse_conv_layers
+
+# The options of fairseq's Wav2Vec2Config that shape the parameters.
+ARCHITECTURE = (
+    "extractor_mode",
+    "conv_feature_layers",
+    "conv_bias",
+    "encoder_layers",
+    "encoder_embed_dim",
+    "encoder_ffn_embed_dim",
+    "encoder_attention_heads",
+    "layer_norm_first",
+    "conv_pos",
+    "conv_pos_groups",
+)
+
+# Options that make another network of it; only these values can be read.
+ONLY = {
+    "activation_fn": "gelu",
+    "conv_pos_batch_norm": False,
+    "layer_type": "transformer",
+    "pos_conv_depth": 1,
+    "quantize_input": False,
+}
+
+# Parts that serve pre-training alone.
+PRETRAINING = ("quantizer", "project_q", "final_proj", "target_glu")
+
+FIRST_WEIGHT = "feature_extractor.conv_layers.0.0.weight"
+
+
+@dataclass(frozen=True)
+class Wav2VecCheckpoint:
+    """A speech encoder as found on disk.
+
+    Attributes:
+        config: the options in ``ARCHITECTURE``, as in fairseq's ``Wav2Vec2Config``;
+            ``conv_feature_layers`` is a plain list literal.
+        state_dict: weights under the names of fairseq's ``Wav2Vec2Model``, without those of pre-training.
+        normalize: whether the encoder was trained on utterances of zero mean and unit variance; None if
+            the checkpoint does not say.
+    """
+
+    config: dict[str, Any]
+    state_dict: dict[str, Tensor]
+    normalize: bool | None
+
+
+def load_wav2vec2(path: str) -> Wav2VecCheckpoint:
+    """Read a pre-trained encoder, or the encoder inside a model fine-tuned from one.
+
+    Args:
+        path: a fairseq checkpoint with ``cfg`` or, if older, ``args``.
+
+    Returns:
+        Its architecture, weights and normalisation.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or a variant that is not supported.
+    """
+    state = compat.load_checkpoint(path)
+    if not isinstance(state.get("model"), dict):
+        raise ValueError(f"{path}: expected a fairseq checkpoint, found no weights under 'model'")
+    model, task = _model_and_task(state, path)
+
+    for option, value in ONLY.items():
+        found = _value(model.get(option, value))
+        if found != value:
+            raise ValueError(f"{path}: wav2vec 2.0 with {option}={value} expected, found {found}")
+    defaults = Wav2Vec2Config()
+    config = {name: _value(model.get(name, getattr(defaults, name))) for name in ARCHITECTURE}
+    try:
+        config["conv_feature_layers"] = str(parse_conv_layers(config["conv_feature_layers"]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+    normalize = task.get("normalize", model.get("normalize"))
+    return Wav2VecCheckpoint(
+        config=config,
+        state_dict=_encoder_weights(state["model"], path),
+        normalize=None if normalize is None else bool(normalize),
+    )
+
+
+def _model_and_task(state: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Find the options of the wav2vec 2.0 model, and those of the task that trained it."""
+    if state.get("cfg") is not None:
+        options = _plain(state["cfg"])
+        model, task = _plain(options.get("model")), _plain(options.get("task"))
+    elif state.get("args") is not None:
+        model = task = _plain(state["args"])
+    else:
+        raise ValueError(f"{path}: expected a fairseq checkpoint, found neither 'cfg' nor 'args'")
+
+    if "w2v_path" in model or model.get("w2v_args") is not None:  # fine-tuned
+        inner = _plain(model.get("w2v_args"))
+        if not inner:
+            raise ValueError(
+                f"{path}: the checkpoint was fine-tuned from {model['w2v_path']} and does not say "
+                "what shape that had; give the pre-trained checkpoint instead"
+            )
+        model = _plain(inner["model"]) if "model" in inner else inner
+        task = _plain(inner["task"]) if "task" in inner else inner
+    return model, task
+
+
+def _encoder_weights(weights: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    prefixes = [key[: -len(FIRST_WEIGHT)] for key in weights if key.endswith(FIRST_WEIGHT)]
+    if len(prefixes) != 1:
+        raise ValueError(
+            f"{path}: expected one wav2vec 2.0 encoder (a weight named …{FIRST_WEIGHT}), "
+            f"found {len(prefixes)}"
+        )
+    prefix = prefixes[0]
+    return {
+        key[len(prefix) :]: weight
+        for key, weight in weights.items()
+        if key.startswith(prefix) and key[len(prefix) :].split(".")[0] not in PRETRAINING
+    }
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """Options as a dict, from whatever fairseq kept them in at the time."""
+    if options is None:
+        return {}
+    if isinstance(options, Namespace):
+        return vars(options)
+    if OmegaConf.is_config(options):
+        # interpolations point at parts of the configuration that do not matter here
+        return dict(OmegaConf.to_container(options, resolve=False))
+    return dict(options)
+
+
+def _value(option: Any) -> Any:
+    return option.value if isinstance(option, Enum) else option
