@@ -50,14 +50,14 @@ def read_audio(spec: str, root: str | None = None) -> NDArray[np.float32]:
         raise AudioError(
             f"{spec}: truncated audio, expected {declared} frames, found {len(channels)}"
         )
-    if len(channels) == 0:
-        raise AudioError(f"{spec}: expected audio, found no samples")
     wave: NDArray[np.float32] = channels.mean(axis=1)
     if not np.isfinite(wave).all():
         bad = int(np.argmin(np.isfinite(wave)))
         raise AudioError(f"{spec}: expected finite samples, found {wave[bad]} at sample {bad}")
     if rate != SAMPLE_RATE:
         wave = soxr.resample(wave, rate, SAMPLE_RATE, quality=RESAMPLER)
+    if len(wave) == 0:
+        raise AudioError(f"{spec}: expected audio, found no samples")
     return wave
 
 
@@ -75,10 +75,11 @@ def audio_duration(spec: str, root: str | None = None) -> int:
         info = soundfile.info(io.BytesIO(_read_bytes(spec, root)))
     except soundfile.SoundFileError as error:
         raise _undecodable(spec, error) from error
-    if info.frames == 0:
-        raise AudioError(f"{spec}: expected audio, found no samples")
     # Halves go up, as in soxr.
-    return int((2 * info.frames * SAMPLE_RATE + info.samplerate) // (2 * info.samplerate))
+    samples = (2 * info.frames * SAMPLE_RATE + info.samplerate) // (2 * info.samplerate)
+    if samples == 0:
+        raise AudioError(f"{spec}: expected audio, found no samples")
+    return int(samples)
 
 
 def change_speed(wave: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
