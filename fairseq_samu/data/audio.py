@@ -119,6 +119,12 @@ def _undecodable(spec: str, error: Exception) -> AudioError:
     return AudioError(f"{spec}: expected wav, flac, ogg, opus or mp3, found: {reason}{hint}")
 
 
+def split_slice(spec: str) -> tuple[str, int, int]:
+    """Path, offset and length of an audio spec; offset and length are 0 for a whole file."""
+    match = _SLICE.fullmatch(spec)
+    return (match["path"], int(match["offset"]), int(match["length"])) if match else (spec, 0, 0)
+
+
 def _read_bytes(spec: str, root: str | None) -> bytes:
     """Encoded audio that a spec stands for."""
     match = _SLICE.fullmatch(spec)

@@ -80,11 +80,14 @@ class TextCodec:
         Returns:
             LongTensor (L,): [tag] pieces </s>.
         """
-        pieces = self._index_of[self.model.encode(text)]
         prefix = [self.tags.index(lang)] if self.tags and self.tags.prefix_size and lang else []
-        return torch.from_numpy(
-            np.concatenate([prefix, pieces, [self.dictionary.eos()]]).astype(np.int64)
-        )
+        eos = [self.dictionary.eos()]
+        pieces = self._index_of[self.model.encode(text)]
+        return torch.from_numpy(np.concatenate([prefix, pieces, eos]).astype(np.int64))
+
+    def encode_symbols(self, text: str) -> Tensor:
+        """Encode one sentence as CTC labels: LongTensor (L,) of its pieces and nothing else."""
+        return torch.from_numpy(self._index_of[self.model.encode(text)])
 
     def encode(self, text: str) -> str:
         """Pieces of a sentence joined with spaces, as fairseq's ``bpe`` does it."""

@@ -14,7 +14,8 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from fairseq_samu.data.audio import audio_duration
+from fairseq_samu.data.audio import SAMPLE_RATE, audio_duration
+from fairseq_samu.data.audio_presence import check_audio_present
 from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
@@ -223,6 +224,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         """
         path = Path(self.cfg.data) / f"{split}.tsv"
         manifest = Manifest(path)
+        audio_root = self.cfg.audio_root or self.cfg.data
+        check_audio_present(manifest, audio_root)
         for _, target_lang in manifest.pairs:
             if self.tags.prefix_size:
                 self.tags.index(target_lang)
@@ -231,13 +234,13 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         training = split == self.cfg.train_subset and task_cfg is None
         dataset = SpeechToTextSamuDataset(
             manifest,
-            audio_root=self.cfg.audio_root or self.cfg.data,
+            audio_root=audio_root,
             encode_target=self.codec.encode_tokens,
             pad=self.target_dictionary.pad(),
             eos=self.target_dictionary.eos(),
             prefix_size=self.tags.prefix_size,
             normalize=self.cfg.normalize == "utterance",
-            encode_transcript=self.transcript_codec.encode_tokens if self.transcript_codec else None,
+            encode_transcript=self.transcript_codec.encode_symbols if self.transcript_codec else None,
             shuffle=training,
             seed=self.cfg.seed,
             alpha=self.alpha if training else 1.0,
@@ -247,10 +250,9 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             max_target_tokens=self.cfg.max_target_positions,
             pair_codes=[self.pairs.index(pair) for pair in manifest.pairs],
         )
-        hours = manifest.n_frames.sum() / 16_000 / 3600
-        logger.info(
-            "%s: %d rows, %.2f hours, %s", path, len(manifest), hours, _names(manifest.pairs)
-        )
+        hours = manifest.n_frames.sum() / SAMPLE_RATE / 3600
+        pairs = ", ".join(_names(manifest.pairs))
+        logger.info("%s: %d rows, %.2f hours, %s", path, len(manifest), hours, pairs)
         if dataset.overlong:
             logger.warning("%s: %s", path, dataset.overlong_report())
         if training and self.alpha != 1.0:
