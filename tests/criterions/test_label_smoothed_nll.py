@@ -1,0 +1,158 @@
+"""The loss against values worked out by hand and against fairseq's and torch's own losses."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.data import Dictionary
+from fairseq.logging import metrics
+
+from fairseq_samu.criterions import LabelSmoothedNllCriterion
+
+
+class FixedModel(torch.nn.Module):
+    """Gives the same logits whatever it hears."""
+
+    def __init__(self, logits, ctc_logits=None):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits)
+        self.ctc_logits = ctc_logits
+
+    def forward(self, **net_input):
+        return self.logits, {"encoder_out": {}}
+
+    def get_normalized_probs(self, net_output, log_probs, sample=None):
+        return net_output[0].log_softmax(-1)
+
+    def get_targets(self, sample, net_output):
+        return sample["target"]
+
+    def get_ctc_output(self, encoder_out):
+        return self.ctc_logits.log_softmax(-1), torch.tensor([4, 4])
+
+
+def task(prefix_size=1, transcripts=False):
+    return SimpleNamespace(
+        target_dictionary=Dictionary(),
+        transcript_dictionary=Dictionary() if transcripts else None,
+        tags=SimpleNamespace(prefix_size=prefix_size),
+        pairs=[("es", "en"), ("fr", "en"), ("de", "en")],
+    )
+
+
+def sample():
+    """Two utterances: tag 4, then 5 </s> and 5 6 </s>; pad is 1, </s> is 2."""
+    return {
+        "net_input": {},
+        "target": torch.tensor([[4, 5, 2, 1], [4, 5, 6, 2]]),
+        "ntokens": 5,
+        "nsentences": 2,
+        "pair": torch.tensor([2, 0]),
+        "transcript": torch.tensor([[4, 5], [6, 1]]),
+        "transcript_lengths": torch.tensor([2, 1]),
+    }
+
+
+def build(task_, smoothing=0.1, ctc_weight=0.0, sentence_avg=False):
+    return LabelSmoothedNllCriterion(task_, sentence_avg, smoothing, ctc_weight)
+
+
+def test_by_hand():
+    """One position with p = (0.7, 0.1, 0.1, 0.1) and ε = 0.3: 0.7·(−ln .7) + 3·(0.1·(−ln .1))."""
+    logits = torch.tensor([[[0.0] * 3 + [0.7], [0.7, 0.1, 0.1, 0.1]]]).clamp(min=1e-9).log()
+    batch = {
+        "net_input": {},
+        "target": torch.tensor([[3, 0]]),
+        "ntokens": 1,
+        "nsentences": 1,
+        "pair": torch.tensor([0]),
+    }
+    loss, sample_size, log = build(task(), smoothing=0.3)(FixedModel(logits), batch)
+    assert loss.item() == pytest.approx(-0.7 * math.log(0.7) - 0.3 * math.log(0.1), rel=1e-5)
+    assert log["nll_loss"].item() == pytest.approx(-math.log(0.7), rel=1e-5)
+    assert sample_size == 1
+
+
+def test_equals_fairseq_that_ignores_the_prefix():
+    torch.manual_seed(0)
+    model = FixedModel(torch.randn(2, 4, 9))
+    fairseq = LabelSmoothedCrossEntropyCriterion(task(), False, 0.1, ignore_prefix_size=1)
+    expected, _, expected_log = fairseq(model, sample())
+    loss, sample_size, log = build(task())(model, sample())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert log["nll_loss"].item() == pytest.approx(expected_log["nll_loss"].item(), rel=1e-6)
+    assert sample_size == 5
+
+
+def test_the_language_tag_is_not_trained():
+    model = FixedModel(torch.randn(2, 4, 9))
+    build(task())(model, sample())[0].backward()
+    assert model.logits.grad[:, 0].abs().max() == 0
+    assert model.logits.grad[0, 3].abs().max() == 0, "padding is not trained either"
+    assert model.logits.grad[:, 1].abs().max() > 0
+
+
+def test_pairs_are_logged_apart():
+    model = FixedModel(torch.randn(2, 4, 9))
+    _, _, log = build(task())(model, sample())
+    nll = F.nll_loss(
+        model.logits.log_softmax(-1)[:, 1:].reshape(-1, 9), sample()["target"][:, 1:].reshape(-1),
+        ignore_index=1, reduction="none",
+    ).view(2, 3).sum(1)  # fmt: skip
+    torch.testing.assert_close(log["pair_nll"], torch.stack([nll[1], torch.tensor(0.0), nll[0]]).detach())
+    assert log["pair_ntokens"].tolist() == [3, 0, 2]
+    best = model.logits.argmax(-1)[:, 1:].eq(sample()["target"][:, 1:])
+    assert log["pair_correct"].tolist() == [int(best[1].sum()), 0, int(best[0, :2].sum())]
+    assert log["n_correct"] == log["pair_correct"].sum()
+
+
+def test_ctc_is_added_with_its_weight():
+    torch.manual_seed(0)
+    model = FixedModel(torch.randn(2, 4, 9), ctc_logits=torch.randn(4, 2, 8))
+    plain, _, _ = build(task())(model, sample())
+    both, _, log = build(task(transcripts=True), ctc_weight=0.5)(model, sample())
+    by_hand = sum(
+        F.ctc_loss(
+            model.ctc_logits[:, i].log_softmax(-1), sample()["transcript"][i, :length],
+            torch.tensor(4), torch.tensor(length), blank=0, reduction="sum",
+        ).item()
+        for i, length in ((0, 2), (1, 1))
+    )  # fmt: skip
+    assert both.item() == pytest.approx(plain.item() + 0.5 * by_hand, rel=1e-5)
+    assert log["transcript_ntokens"] == 3
+
+
+def test_sums_over_workers_equal_one_batch():
+    """Half batches on two workers log the same values as one whole batch."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 9)
+    criterion = build(task())
+
+    def half(i):
+        batch = {key: value[i : i + 1] for key, value in sample().items() if torch.is_tensor(value)}
+        ntokens = int(batch["target"].ne(1).sum()) - 1
+        return {**batch, "net_input": {}, "ntokens": ntokens, "nsentences": 1}
+
+    logs = [criterion(FixedModel(logits[i : i + 1]), half(i))[2] for i in range(2)]
+    whole = criterion(FixedModel(logits), sample())[2]
+    summed = {key: sum(log[key] for log in logs) for key in logs[0]}
+    for key, value in whole.items():
+        torch.testing.assert_close(torch.as_tensor(summed[key]), torch.as_tensor(value))
+    values = []
+    for outputs in (logs, [summed], [whole]):
+        with metrics.aggregate(new_root=True) as found:
+            criterion.reduce_metrics(outputs)
+        values.append(found.get_smoothed_values())
+    assert values[0] == values[1] == values[2]
+    assert values[0]["ppl"] == pytest.approx(2 ** values[0]["nll_loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize(("smoothing", "ctc", "message"), [
+    (1.0, 0.0, "--label-smoothing"), (0.1, -1.0, "--ctc-weight"), (0.1, 0.5, "--transcript-dictionary"),
+])  # fmt: skip
+def test_wrong_options(smoothing, ctc, message):
+    with pytest.raises(ValueError, match=message):
+        build(task(), smoothing=smoothing, ctc_weight=ctc)
