@@ -49,12 +49,12 @@ class Manifest:
             # Rows are read with pread. Unlike a shared file position it is safe in forked workers;
             # unlike a memory map it survives that someone cuts the file short.
             self._fd = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._fd)
+            self.columns, body = read_header(self._fd, self.path)
         except OSError as error:
             raise ManifestError(
                 f"{self.path}: expected a manifest, found: {error.strerror}"
             ) from error
-        weakref.finalize(self, os.close, self._fd)
-        self.columns, body = read_header(self._fd, self.path)
         self._column = {name: i for i, name in enumerate(self.columns)}
         index = self._open_index(body)
         self._offsets = index.offsets
