@@ -76,7 +76,8 @@ def test_a_tone_keeps_frequency_length_and_amplitude(tmp_path, extension, rate, 
 
 def test_what_16_khz_cannot_hold_is_removed_not_folded(tmp_path):
     path = tmp_path / "mixed.wav"
-    soundfile.write(path, tone(48_000, hertz=1000) + tone(48_000, hertz=11_000, amplitude=0.4), 48_000)
+    both = tone(48_000, hertz=1000) + tone(48_000, hertz=11_000, amplitude=0.4)
+    soundfile.write(path, both, 48_000)
     wave = read_audio(str(path))[2000:-2000]
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))) / len(wave) * 4
     hertz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
@@ -111,12 +112,13 @@ def zip_slices(path):
 
 
 def test_reads_slices_of_a_stored_zip(tmp_path):
-    waves = {f"{hertz}.{ext}": tone(16_000, hertz=hertz) for hertz, ext in ((300, "flac"), (500, "ogg"))}
+    waves = {"300.flac": tone(16_000, hertz=300), "500.ogg": tone(16_000, hertz=500)}
     with zipfile.ZipFile(tmp_path / "clips.zip", "w", zipfile.ZIP_STORED) as archive:
         for name, wave in waves.items():
             archive.writestr(name, encoded(wave, 16_000, name.split(".")[1]))
     for name, spec in zip_slices(tmp_path / "clips.zip"):
-        assert strongest(read_audio(spec, str(tmp_path)))[0] == pytest.approx(int(name[:3]), abs=0.5)
+        wave = read_audio(spec, str(tmp_path))
+        assert strongest(wave)[0] == pytest.approx(int(name[:3]), abs=0.5)
         assert audio_duration(spec, str(tmp_path)) == 16_000
 
 
@@ -127,7 +129,9 @@ def test_reads_slices_of_a_tar(tmp_path):
             info = tarfile.TarInfo(f"{hertz}.mp3")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    for info in tarfile.open(tmp_path / "clips.tar"):
+    with tarfile.open(tmp_path / "clips.tar") as archive:
+        infos = archive.getmembers()
+    for info in infos:
         wave = read_audio(f"{tmp_path}/clips.tar:{info.offset_data}:{info.size}")
         assert len(wave) == 16_000
         assert strongest(wave)[0] == pytest.approx(int(info.name[:3]), abs=0.5)
@@ -136,7 +140,7 @@ def test_reads_slices_of_a_tar(tmp_path):
 def test_a_slice_of_a_compressed_archive_says_so(tmp_path):
     with zipfile.ZipFile(tmp_path / "clips.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.wav", encoded(tone(16_000), 16_000, "wav"))
-    (_, spec), = zip_slices(tmp_path / "clips.zip")
+    ((_, spec),) = zip_slices(tmp_path / "clips.zip")
     with pytest.raises(AudioError, match="clips.zip:.*without compression"):
         read_audio(spec, str(tmp_path))
 
