@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +18,16 @@ def is_dropped(layer: nn.Module, probability: float) -> bool:
     return layer.training and probability > 0 and float(torch.rand(())) < probability
 
 
-def keep_in_graph(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return ``x``, with ``layer``'s trainable parameters in its graph, so that their gradient is zero.
+def keep_in_graph(x: Tensor, unused: Iterable[Tensor]) -> Tensor:
+    """Return ``x``, with tensors it does not depend on in its graph, so that their gradient is zero.
 
     Distributed data parallel training waits for a gradient of every parameter; without this a dropped
     layer stops it, unless it searches for unused parameters at every update.
+
+    Args:
+        x: any tensor.
+        unused: the parameters, and other inputs, of what was dropped.
     """
-    trained = [p for p in layer.parameters() if p.requires_grad]
     # One element of each is enough, and its product with zero cannot overflow in half precision.
-    ones = [p.flatten()[:1].to(x.dtype) for p in trained]
+    ones = [tensor.flatten()[:1].to(x.dtype) for tensor in unused if tensor.requires_grad]
     return x + torch.cat(ones).sum() * 0 if ones else x

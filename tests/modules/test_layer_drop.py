@@ -28,7 +28,7 @@ def test_gradients_of_a_dropped_layer_are_zero_not_missing() -> None:
     layer = nn.Linear(3, 3)
     layer.bias.requires_grad_(False)
     x = torch.randn(4, 3, requires_grad=True)
-    y = keep_in_graph(x, layer)
+    y = keep_in_graph(x, layer.parameters())
     assert torch.equal(x, y)
     y.sum().backward()
     assert layer.weight.grad is not None and not layer.weight.grad.any()
@@ -39,10 +39,10 @@ def test_gradients_of_a_dropped_layer_are_zero_not_missing() -> None:
 def test_large_half_precision_weights_give_no_nan() -> None:
     layer = nn.Linear(300, 300).half()
     nn.init.constant_(layer.weight, 6e4)
-    assert torch.isfinite(keep_in_graph(torch.ones(2, 300).half(), layer)).all()
+    assert torch.isfinite(keep_in_graph(torch.ones(2, 300).half(), layer.parameters())).all()
 
 
 def test_a_frozen_layer_changes_nothing() -> None:
     layer = nn.Linear(2, 2).requires_grad_(False)
     x = torch.randn(2, 2)
-    assert keep_in_graph(x, layer) is x
+    assert keep_in_graph(x, layer.parameters()) is x

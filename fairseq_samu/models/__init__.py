@@ -1,0 +1,8 @@
+"""Models; importing this package registers them and their named architectures with fairseq."""
+
+from fairseq_samu.models.architectures import register_presets
+from fairseq_samu.models.xlsr_mbart_st import XlsrMbartStConfig, XlsrMbartStModel
+
+register_presets("xlsr_mbart_st")
+
+__all__ = ["XlsrMbartStConfig", "XlsrMbartStModel"]

@@ -1,0 +1,484 @@
+"""Tests of the translation model."""
+
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Iterator, List, Optional
+
+import pytest
+import torch
+from fairseq import checkpoint_utils, models
+from fairseq.data import Dictionary
+from fairseq.models.ema import EMA
+from fairseq.models.speech_to_text.xm_transformer import set_default_transformer_decoder_args
+from fairseq.models.transformer import Embedding, TransformerDecoder
+from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+from fairseq.sequence_generator import SequenceGenerator
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from fairseq_samu import compat
+from fairseq_samu.models.xlsr_mbart_st import XlsrMbartStModel
+from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, NoAdaptor
+from fairseq_samu.modules.padding import padding_mask
+
+OPTIONS = {
+    "_name": "xlsr_mbart_st",
+    "encoder_conv_layers": "[(12, 10, 5), (12, 3, 2), (16, 3, 2), (16, 2, 2)]",
+    "encoder_layers": 2,
+    "encoder_embed_dim": 24,
+    "encoder_ffn_embed_dim": 48,
+    "encoder_attention_heads": 4,
+    "encoder_conv_pos": 8,
+    "encoder_conv_pos_groups": 4,
+    "adaptor_layers": 2,
+    "decoder_layers": 2,
+    "decoder_embed_dim": 20,
+    "decoder_ffn_embed_dim": 40,
+    "decoder_attention_heads": 4,
+}
+XLSR = {
+    "encoder_extractor_mode": "layer_norm",
+    "encoder_conv_bias": True,
+    "encoder_layer_norm_first": True,
+}
+MBART = {
+    "decoder_learned_pos": True,
+    "decoder_layernorm_embedding": True,
+    "decoder_activation_fn": "gelu",
+}
+NO_DROPOUT = {
+    "encoder_dropout": 0.0,
+    "encoder_attention_dropout": 0.0,
+    "decoder_dropout": 0.0,
+}
+
+
+def make_dictionary(symbols: int, prefix: str = "w") -> Dictionary:
+    dictionary = Dictionary()
+    for i in range(symbols):
+        dictionary.add_symbol(f"{prefix}{i}")
+    return dictionary
+
+
+class Task:
+    """What the model sees of a task."""
+
+    def __init__(
+        self,
+        target: Optional[Dictionary] = None,
+        transcript: Optional[Dictionary] = None,
+        input_normalization: str = "utterance",
+    ) -> None:
+        self.target_dictionary = target or make_dictionary(30)
+        self.transcript_dictionary = transcript
+        self.input_normalization = input_normalization
+        self.cfg = Namespace(max_target_positions=50)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> XlsrMbartStModel:
+        model: XlsrMbartStModel = models.build_model(cfg, self, from_checkpoint)
+        return model
+
+
+def make_cfg(**given: Any) -> Any:
+    return OmegaConf.create({"model": {**OPTIONS, **given}})
+
+
+def make_model(task: Optional[Task] = None, **given: Any) -> XlsrMbartStModel:
+    """A model whose biases and norms are random too."""
+    torch.manual_seed(0)
+    model = (task or Task(transcript=make_dictionary(9, "t"))).build_model(make_cfg(**given).model)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_batch(samples: List[int], tokens: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    lengths = torch.tensor(samples)
+    wave = torch.randn(len(samples), max(samples))
+    wave = wave.masked_fill(padding_mask(lengths, wave.size(1)), 0.0)
+    return wave, lengths, torch.randint(4, 30, (len(samples), tokens))
+
+
+# --- Padding ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", [{}, XLSR], ids=["base", "xlsr"])
+@pytest.mark.parametrize("adaptor", ["none", "linear", "conv"])
+@pytest.mark.parametrize("decoder", [{}, MBART], ids=["transformer", "mbart"])
+def test_logits_and_ctc_do_not_depend_on_padding(
+    style: dict[str, Any], adaptor: str, decoder: dict[str, Any]
+) -> None:
+    model = make_model(adaptor=adaptor, ctc=True, **style, **decoder).eval()
+    wave, lengths, tokens = make_batch([3001, 2222, 700])
+    logits, extra = model(wave, lengths, tokens)
+    ctc, frames = model.get_ctc_output(extra["encoder_out"])
+    for row, samples in enumerate(lengths.tolist()):
+        just = slice(row, row + 1)
+        alone, alone_extra = model(wave[just, :samples], lengths[just], tokens[just])
+        assert torch.allclose(logits[just], alone, atol=1e-5)
+        alone_ctc, alone_frames = model.get_ctc_output(alone_extra["encoder_out"])
+        assert frames[row] == alone_frames[0] == alone_ctc.size(0)
+        assert torch.allclose(ctc[: frames[row], row], alone_ctc[:, 0], atol=1e-5)
+
+
+# --- The decoder ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("extras", [{}, MBART], ids=["transformer", "mbart"])
+def test_decoder_equals_fairseqs(post_norm: bool, separate: bool, extras: dict[str, Any]) -> None:
+    model = make_model(
+        decoder_post_norm=post_norm, decoder_separate_output_embed=separate, **extras
+    ).eval()
+    args = Namespace(
+        encoder_embed_dim=20,
+        decoder_embed_dim=20,
+        decoder_ffn_embed_dim=40,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_normalize_before=not post_norm,
+        decoder_learned_pos=bool(extras),
+        layernorm_embedding=bool(extras),
+        activation_fn="gelu" if extras else "relu",
+        share_decoder_input_output_embed=not separate,
+        max_target_positions=50,
+        dropout=0.0,
+    )
+    set_default_transformer_decoder_args(args)
+    dictionary = make_dictionary(30)
+    fairseqs = TransformerDecoder(args, dictionary, Embedding(len(dictionary), 20, 1)).eval()
+    fairseqs.load_state_dict(model.decoder.state_dict())
+    wave, lengths, tokens = make_batch([3000, 2000])
+    logits, extra = model(wave, lengths, tokens)
+    expected, _ = fairseqs(tokens, encoder_out=extra["encoder_out"])
+    assert torch.allclose(logits, expected, atol=1e-6)
+
+
+def generate(
+    model: XlsrMbartStModel, wave: Tensor, lengths: Tensor, incremental: bool = True
+) -> tuple[List[Any], Tensor]:
+    """Tokens and scores of the four best hypotheses of every utterance."""
+    dictionary = make_dictionary(30)
+    generator = SequenceGenerator([model], dictionary, beam_size=4, max_len_b=15, min_len=3)
+    generator.model.has_incremental = incremental
+    sample = {"net_input": {"src_tokens": wave, "src_lengths": lengths}}
+    found = generator.generate([model], sample)
+    tokens = [[beam["tokens"].tolist() for beam in row] for row in found]
+    return tokens, torch.tensor([[float(beam["score"]) for beam in row] for row in found])
+
+
+@pytest.mark.parametrize("extras", [{}, {**XLSR, **MBART, "ctc": True}], ids=["base", "mbart"])
+def test_beam_search_is_the_same_without_state_and_without_batching(extras: dict[str, Any]) -> None:
+    model = make_model(**extras).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "encoder_attn" in name or "adaptor" in name:
+                weight.mul_(8)  # untrained, it would hardly listen
+    wave, lengths, _ = make_batch([3001, 2222, 700])
+    tokens, scores = generate(model, wave, lengths)
+    assert scores.shape == (3, 4) and tokens[0] != tokens[1] != tokens[2]
+    recomputed = generate(model, wave, lengths, incremental=False)
+    assert recomputed[0] == tokens and torch.allclose(recomputed[1], scores, atol=1e-5)
+    for row, samples in enumerate(lengths.tolist()):
+        just = slice(row, row + 1)
+        alone = generate(model, wave[just, :samples], lengths[just])
+        assert alone[0] == tokens[just] and torch.allclose(alone[1], scores[just], atol=1e-5)
+
+
+def test_preparing_for_inference_changes_nothing() -> None:
+    model = make_model().eval()
+    wave, lengths, tokens = make_batch([3000, 2000])
+    before, _ = model(wave, lengths, tokens)
+    model.prepare_for_inference_(OmegaConf.create({"generation": {"beam": 4}}))
+    assert torch.allclose(model(wave, lengths, tokens)[0], before, atol=1e-5)
+
+
+def test_a_config_leaves_no_trace_in_the_next() -> None:
+    make_model(decoder_layers=3, decoder_ffn_embed_dim=12)
+    assert compat.fresh_transformer_config().decoder.layers == 6
+
+
+# --- Gradients --------------------------------------------------------------------------------------
+
+TRAINING = [
+    {},
+    {"ctc": True},
+    {"adaptor": "none"},
+    {"adaptor": "linear", "adaptor_stride": 3},
+    {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5, "mask_prob": 0.4, "ctc": True},
+    {"encoder_layerdrop": 1.0, "decoder_layerdrop": 1.0},
+    {"encoder_feature_grad_mult": 0.0, "decoder_separate_output_embed": True, **XLSR, **MBART},
+]
+
+
+def training_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    logits, extra = model(*batch)
+    loss = logits.float().log_softmax(-1)[..., 5].sum()
+    if extra["encoder_out"]["ctc_logits"]:
+        loss = loss + extra["encoder_out"]["ctc_logits"][0].float().log_softmax(-1)[..., 2].sum()
+    return loss
+
+
+@pytest.mark.parametrize("given", TRAINING)
+def test_everything_that_asks_for_a_gradient_gets_one(given: dict[str, Any]) -> None:
+    model = make_model(**given).train()
+    training_loss(model, make_batch([3000, 2000])).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.fixture
+def one_process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("given", TRAINING)
+def test_distributed_training_finds_no_unused_parameter(
+    given: dict[str, Any], one_process_group: None
+) -> None:
+    model = make_model(**given).train()
+    parallel = nn.parallel.DistributedDataParallel(model)  # does not look for unused parameters
+    for _ in range(3):  # a forward pass complains of what the last one left unused
+        training_loss(parallel, make_batch([3000, 2000])).backward()
+
+
+def test_layer_drop_in_the_decoder_skips_whole_layers() -> None:
+    model = make_model(decoder_layerdrop=1.0, **NO_DROPOUT)
+    wave, lengths, tokens = make_batch([3000])
+    everything, _ = model.eval()(wave, lengths, tokens)
+    skipped, _ = model.train()(wave, lengths, tokens)
+    model.decoder.layers = nn.ModuleList()
+    assert torch.equal(skipped, model.eval()(wave, lengths, tokens)[0])
+    assert not torch.allclose(skipped, everything, atol=0.1)
+
+
+@pytest.mark.parametrize("given", [{}, {"adaptor": "linear"}, {**XLSR, **MBART}])
+def test_gradients_in_single_precision_equal_those_in_double(given: dict[str, Any]) -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        model = make_model(ctc=True, **NO_DROPOUT, **given).to(dtype).train()
+        wave, lengths, tokens = make_batch([3001, 2000])
+        training_loss(model, (wave.to(dtype), lengths, tokens)).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, exact in gradients[1].items():
+        scale = max(1.0, exact.abs().max().item())
+        assert torch.allclose(gradients[0][name].double(), exact, atol=1e-4 * scale), name
+
+
+@pytest.mark.parametrize("given", [{}, {**XLSR, **MBART}], ids=["base", "xlsr"])
+def test_bfloat16_model_trains(given: dict[str, Any]) -> None:
+    model = make_model(ctc=True, mask_prob=0.3, **given).bfloat16().train()
+    wave, lengths, tokens = make_batch([3000, 2000])
+    loss = training_loss(model, (wave.bfloat16(), lengths, tokens))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_moving_averages_spare_the_vocabulary() -> None:
+    model = make_model(ctc=True)
+    nn.utils.remove_weight_norm(model.encoder.wav2vec2.encoder.pos_conv[0])  # cannot be copied
+    config = Namespace(
+        ema_decay=0.9,
+        ema_start_update=0,
+        ema_fp32=False,
+        ema_seed_model=None,
+        ema_update_freq=1,
+        store_ema=True,
+    )
+    ema = EMA(model, config)
+    ema.step(model, updates=1)
+    average = ema.get_model().state_dict()
+    for name in ("vocabulary_version", "transcript_vocabulary_version"):
+        assert torch.equal(average[name], model.state_dict()[name])
+
+
+# --- Building ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given,kind",
+    [
+        ({"adaptor": "conv"}, ConvGLUAdaptor),
+        ({"adaptor": "linear"}, LinearAdaptor),
+        ({"adaptor": "none"}, LinearAdaptor),  # the widths differ
+        ({"adaptor": "none", "decoder_embed_dim": 24}, NoAdaptor),
+    ],
+)
+def test_adaptors(given: dict[str, Any], kind: type) -> None:
+    model = make_model(**given).eval()
+    assert type(model.encoder.adaptor) is kind
+    wave, lengths, tokens = make_batch([3000])
+    _, extra = model(wave, lengths, tokens)
+    shortened = extra["encoder_out"]["encoder_out"][0].size(0)
+    frames = extra["encoder_out"]["speech_out"][0].size(0)
+    factor = {"conv": 4, "linear": 2, "none": 1}[given["adaptor"]]
+    assert shortened == -(-frames // factor)
+
+
+def test_what_the_task_settles_is_recorded() -> None:
+    cfg = make_cfg()
+    Task(input_normalization="none").build_model(cfg.model)
+    assert cfg.model.input_normalization == "none"
+    assert cfg.model.max_target_positions == 50
+    assert cfg.model.encoder_conv_pos == 8 and cfg.model.adaptor_stride == 2  # given, default
+
+
+def test_positions() -> None:
+    assert make_model().max_positions() == (1_000_000_000, 50)
+    assert make_model().max_decoder_positions() == 50
+
+
+def test_ctc_output_without_head_is_an_error() -> None:
+    model = make_model()
+    wave, lengths, tokens = make_batch([3000])
+    with pytest.raises(ValueError, match="without a CTC head: give it --ctc"):
+        model.get_ctc_output(model(wave, lengths, tokens)[1]["encoder_out"])
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------
+
+
+def save(cfg: Any, model: XlsrMbartStModel, path: Path) -> str:
+    """Write a checkpoint as fairseq's trainer does."""
+    state = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model.state_dict(),
+        "optimizer_history": [
+            {"optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 3}
+        ],
+        "extra_state": {"train_iterator": {"epoch": 1}},
+    }
+    path.parent.mkdir(exist_ok=True)
+    checkpoint_utils.torch_persistent_save(state, str(path))
+    return str(path)
+
+
+def load(path: str, task: Task) -> XlsrMbartStModel:
+    compat.apply()
+    (model,), _ = checkpoint_utils.load_model_ensemble([path], task=task)
+    found: XlsrMbartStModel = model.eval()
+    return found
+
+
+def save_wav2vec(path: Path) -> Wav2Vec2Model:
+    config = Wav2Vec2Config(
+        extractor_mode="layer_norm",
+        conv_feature_layers="[(8, 10, 5)] + [(8, 3, 2)] * 3",
+        conv_bias=True,
+        encoder_layers=3,
+        encoder_embed_dim=16,
+        encoder_ffn_embed_dim=32,
+        encoder_attention_heads=2,
+        layer_norm_first=True,
+        conv_pos=16,
+        conv_pos_groups=2,
+    )
+    torch.manual_seed(7)
+    model = Wav2Vec2Model(config)
+    options = {k: v for k, v in asdict(config).items() if k not in ("_name", "latent_temp")}
+    cfg = {"task": {"normalize": True}, "model": options}
+    torch.save({"args": None, "cfg": cfg, "model": model.state_dict()}, path)
+    return model
+
+
+def test_checkpoint_needs_neither_its_folder_nor_the_pretrained_file(tmp_path: Path) -> None:
+    pretrained = tmp_path / "w2v.pt"
+    wav2vec = save_wav2vec(pretrained)
+    encoder = {k: v for k, v in OPTIONS.items() if k.startswith("encoder_")}
+    cfg = make_cfg(speech_encoder_path=str(pretrained), **MBART)
+    for name in encoder:  # sizes come from the checkpoint
+        del cfg.model[name]
+    model = Task().build_model(cfg.model).eval()
+    weight = "encoder.layers.2.fc1.weight"
+    assert torch.equal(
+        model.encoder.wav2vec2.state_dict()[weight], wav2vec.state_dict()[weight]
+    )
+    wave, lengths, tokens = make_batch([3000, 2000])
+    expected, _ = model(wave, lengths, tokens)
+
+    path = save(cfg, model, tmp_path / "run" / "checkpoint_last.pt")
+    pretrained.unlink()
+    moved = tmp_path / "elsewhere" / "model.pt"
+    moved.parent.mkdir()
+    Path(path).rename(moved)
+    found, _ = load(str(moved), Task())(wave, lengths, tokens)
+    assert torch.equal(found, expected)
+
+
+def test_checkpoint_keeps_its_target_positions(tmp_path: Path) -> None:
+    cfg = make_cfg(**MBART)
+    model = Task().build_model(cfg.model)
+    path = save(cfg, model, tmp_path / "run" / "model.pt")
+    task = Task()
+    task.cfg.max_target_positions = 1024  # the task's default, when translating
+    assert load(path, task).max_decoder_positions() == 50
+
+
+@pytest.mark.parametrize(
+    "dictionary,message",
+    [
+        (make_dictionary(31), "target vocabulary of 34 symbols, the task's has 35: .*--dictionary"),
+        (make_dictionary(30, "v"), "target vocabulary of 34 symbols, the task's has 34 other ones"),
+    ],
+)
+def test_another_target_vocabulary_is_refused(
+    dictionary: Dictionary, message: str, tmp_path: Path
+) -> None:
+    cfg = make_cfg()
+    path = save(cfg, Task().build_model(cfg.model), tmp_path / "run" / "model.pt")
+    with pytest.raises(ValueError, match=message):
+        load(path, Task(dictionary))
+    load(path, Task())
+
+
+def test_another_transcript_vocabulary_is_refused(tmp_path: Path) -> None:
+    cfg = make_cfg(ctc=True)
+    task = Task(transcript=make_dictionary(9, "t"))
+    path = save(cfg, task.build_model(cfg.model), tmp_path / "run" / "model.pt")
+    with pytest.raises(ValueError, match="transcript vocabulary of 13 .*--transcript-dictionary"):
+        load(path, Task(transcript=make_dictionary(9, "u")))
+
+
+def test_without_transcripts_the_ctc_head_is_left_out(tmp_path: Path) -> None:
+    cfg = make_cfg(ctc=True)
+    trained = Task(transcript=make_dictionary(9, "t")).build_model(cfg.model).eval()
+    path = save(cfg, trained, tmp_path / "run" / "model.pt")
+    model = load(path, Task())
+    assert model.encoder.ctc_head is None
+    batch = make_batch([3000, 2000])
+    assert torch.equal(model(*batch)[0], trained(*batch)[0])
+
+
+@pytest.mark.parametrize("trained,found", [("utterance", "none"), ("none", "utterance")])
+def test_another_normalisation_is_refused(trained: str, found: str, tmp_path: Path) -> None:
+    cfg = make_cfg()
+    model = Task(input_normalization=trained).build_model(cfg.model)
+    path = save(cfg, model, tmp_path / "run" / "model.pt")
+    with pytest.raises(ValueError, match=f"'{trained}', .*'{found}': pass --normalize {trained}"):
+        load(path, Task(input_normalization=found))
+
+
+def test_weights_of_another_size_are_listed() -> None:
+    small, large = make_model(), make_model(decoder_ffn_embed_dim=60)
+    with pytest.raises(ValueError) as error:
+        large.load_state_dict(small.state_dict())
+    message = str(error.value)
+    assert "decoder.layers.0.fc1.weight: checkpoint (40, 20), model (60, 20)" in message
+    assert message.count("checkpoint (") == 6  # fc1.weight, fc1.bias, fc2.weight of two layers
+
+
+def test_missing_weights_are_still_an_error() -> None:
+    model = make_model()
+    state = model.state_dict()
+    del state["encoder.adaptor.layers.0.weight"]
+    with pytest.raises(RuntimeError, match="encoder.adaptor.layers.0.weight"):
+        model.load_state_dict(state)
