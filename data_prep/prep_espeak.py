@@ -22,10 +22,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,8 +33,7 @@ import soxr
 from tqdm import tqdm
 
 from data_prep.archive import SAMPLE_RATE, FlacArchive, encode_flac
-from data_prep.espeak import MAX_RATE, MIN_RATE, Espeak
-from data_prep.fork_map import fork_map
+from data_prep.espeak import ESPEAK_RATE, MAX_RATE, MIN_RATE, Espeak, Request
 from data_prep.manifest import ManifestRow, ManifestWriter
 from data_prep.parallel_text import (
     ParallelText,
@@ -44,6 +41,7 @@ from data_prep.parallel_text import (
     find_parallel_texts,
     read_lines,
 )
+from data_prep.speakers import speak_all
 
 # Quieter than this share of the loudest sample (-50 dB) is silence where it lies at the edges.
 SILENCE = 10 ** (-50 / 20)
@@ -80,26 +78,20 @@ class Utterance:
     Attributes:
         place: file and line, for error messages.
         name: of the audio, unique in a run.
-        text: what to say.
-        language: of the text.
-        variant: espeak-ng's voice variant, "" for none.
-        rate: words a minute.
-        pitch: 0 to 100.
+        language: of the text, as the user writes it.
+        request: what espeak-ng is asked for.
         translations: (id of the manifest's row, target language, sentence).
     """
 
     place: str
     name: str
-    text: str
     language: str
-    variant: str
-    rate: int
-    pitch: int
+    request: Request
     translations: tuple[tuple[str, str, str], ...]
 
     def __str__(self) -> str:
         """What error messages show."""
-        return f"{self.place}: {self.text!r}"
+        return f"{self.place}: {self.request.text!r}"
 
 
 @dataclass
@@ -171,14 +163,11 @@ def prepare_espeak(
     }
     total = sum(count_sentences(text) for split in splits for text in texts[split])
 
-    speak = partial(_speak, espeak, delivery.max_seconds)
     reports = {}
-    # The bar's monitor would be a thread, and a process that forks should have none.
-    tqdm.monitor_interval = 0
     with tqdm(total=total, unit="utt", disable=not progress) as bar:
         for split in splits:
             utterances = _utterances(split, texts[split], delivery)
-            spoken = fork_map(speak, utterances, workers)
+            spoken = speak_all(((each, each.request) for each in utterances), workers)
             reports[split] = _write_split(Path(out_dir), split, spoken, delivery.max_seconds, bar)
     return reports
 
@@ -222,11 +211,16 @@ def _utterances(
             yield Utterance(
                 place=f"{text.source_path}:{number}",
                 name=name,
-                text=sentence,
                 language=text.source,
-                variant=variant,
-                rate=rate,
-                pitch=pitch,
+                request=Request(
+                    sentence,
+                    text.source.lower(),
+                    variant,
+                    rate,
+                    pitch,
+                    # Silence at the edges, trimmed later, does not count.
+                    max_seconds=delivery.max_seconds + 1,
+                ),
                 translations=tuple(
                     (f"{split}_{text.source}-{target}_{number:07d}", target, translation)
                     for (target, _), translation in zip(text.targets, translations)
@@ -252,31 +246,23 @@ def draw_manner(name: str, delivery: Delivery) -> tuple[str, int, int]:
     return variant, rate, low + int(draw() * (high - low + 1))
 
 
-def trim_silence(wave: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Cuts silence off both ends of a 16 kHz wave, shape (S,); of silence alone nothing is left."""
+def finish_wave(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    """Resamples what espeak-ng speaks to 16 kHz and cuts silence off both ends.
+
+    Args:
+        samples: shape (S,), at espeak-ng's 22,050 Hz.
+
+    Returns:
+        The wave, shape (S',), in the range [-1, 1]; of silence alone nothing is left.
+    """
+    scaled = samples.astype(np.float32) / np.float32(32_768)
+    wave: npt.NDArray[np.float32] = soxr.resample(scaled, ESPEAK_RATE, SAMPLE_RATE)
     level = np.abs(wave)
     loud = np.flatnonzero(level > SILENCE * level.max(initial=0.0))
     if loud.size == 0:
         return wave[:0]
     edge = round(EDGE * SAMPLE_RATE)
     return wave[max(0, loud[0] - edge) : loud[-1] + 1 + edge]
-
-
-def _speak(espeak: Espeak, max_seconds: float, utterance: Utterance) -> bytes:
-    """Speaks in a child process; returns the number of 16 kHz samples (8 bytes) and FLAC."""
-    samples = espeak.speak(
-        utterance.text,
-        utterance.language.lower(),
-        utterance.variant,
-        utterance.rate,
-        utterance.pitch,
-        max_seconds=max_seconds + 1,  # silence at the edges, trimmed below, does not count
-    )
-    wave: npt.NDArray[np.float32] = samples.astype(np.float32) / np.float32(32_768)
-    wave = trim_silence(soxr.resample(wave, espeak.sample_rate, SAMPLE_RATE))
-    if wave.size == 0:
-        raise ValueError(f"espeak-ng's {utterance.language} voice finds nothing to speak")
-    return struct.pack("<q", wave.size) + encode_flac(wave)
 
 
 def _write_split(
@@ -286,20 +272,22 @@ def _write_split(
     max_seconds: float,
     bar: tqdm[NoReturn],
 ) -> SplitReport:
-    """Files what `_speak` returned for every utterance of a split."""
+    """Writes archive and manifest of a split."""
     report = SplitReport()
     manifest_path, archive_path = out_dir / f"{split}.tsv", out_dir / f"{split}.zip"
     with ManifestWriter(manifest_path) as manifest, FlacArchive(archive_path) as archive:
-        for utterance, reply in spoken:
-            n_frames: int = struct.unpack_from("<q", reply)[0]
-            if n_frames > max_seconds * SAMPLE_RATE:
+        for utterance, samples in spoken:
+            wave = finish_wave(np.frombuffer(samples, np.int16))
+            if wave.size == 0:
+                raise RuntimeError(f"{utterance}: espeak-ng found nothing to speak")
+            if wave.size > max_seconds * SAMPLE_RATE:
                 report.left_out += 1
             else:
-                audio = archive.add(f"{utterance.name}.flac", reply[8:])
-                for row in _rows(utterance, audio, n_frames):
+                audio = archive.add(f"{utterance.name}.flac", encode_flac(wave))
+                for row in _rows(utterance, audio, wave.size):
                     manifest.write(row)
                 report.utterances += 1
-                report.samples += n_frames
+                report.samples += wave.size
             bar.update()
         if report.utterances == 0:
             raise ValueError(
@@ -320,8 +308,8 @@ def _rows(utterance: Utterance, audio: str, n_frames: int) -> Iterator[ManifestR
             audio=audio,
             n_frames=n_frames,
             tgt_text=translation,
-            speaker=utterance.variant or "default",
-            src_text=utterance.text,
+            speaker=utterance.request.variant or "default",
+            src_text=utterance.request.text,
             src_lang=utterance.language,
             tgt_lang=target,
         )
