@@ -102,14 +102,19 @@ def read_column(path: str | os.PathLike[str], column: str) -> Iterator[str]:
     """
     # As bytes, lines end at "\n" alone; text mode would end them at a lone "\r" too.
     with open(path, "rb") as file:
-        header = next(file, b"").decode("utf-8").rstrip("\r\n").split("\t")
-        if column not in header:
-            raise ValueError(f"{Path(path)}:1: expected a column {column}, found {header}")
-        index = header.index(column)
-        for number, line in enumerate(file, start=2):
-            cells = line.decode("utf-8").rstrip("\r\n").split("\t")
-            if len(cells) != len(header):
+        header: list[str] = []
+        for number, line in enumerate(file, start=1):
+            try:
+                cells = line.decode("utf-8").rstrip("\r\n").split("\t")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{Path(path)}:{number}: expected UTF-8, found {error}") from error
+            if number == 1:
+                header = cells
+                if column not in header:
+                    raise ValueError(f"{Path(path)}:1: expected a column {column}, found {header}")
+            elif len(cells) != len(header):
                 raise ValueError(
                     f"{Path(path)}:{number}: expected {len(header)} cells, found {len(cells)}"
                 )
-            yield cells[index]
+            else:
+                yield cells[header.index(column)]

@@ -377,7 +377,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help=f"longer utterances are left out ({default.max_seconds:g})",
     )
-    add("--seed", type=int, default=default.seed, metavar="N", help=f"({default.seed})")
+    add(
+        "--seed", type=int, default=default.seed, metavar="N", help=f"of the draws ({default.seed})"
+    )
     add(
         "--workers",
         type=int,

@@ -1,0 +1,268 @@
+r"""Trains a SentencePiece model on manifests and writes it with the fairseq dictionary it needs.
+
+    $ python -m data_prep.build_vocab --manifests data/train.tsv --vocab-size 1000 --langs en fr \
+          --out data
+    data/spm.model: 1000 pieces; data/dict.txt: 998 symbols, 2 of them language tags
+    $ python -m data_prep.build_vocab --manifests data/train.tsv --column src_text \
+          --model-type char --out data
+    data/spm_src.model: 75 pieces; data/dict_src.txt: 71 symbols, 0 of them language tags
+
+The first is what targets are written with, the second what an auxiliary CTC loss spells transcripts
+with. fairseq gives every piece the number that it has in the SentencePiece model, and language tags
+the numbers after them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import sentencepiece
+
+from data_prep.atomic import ReplacedFile
+from data_prep.manifest import read_column
+
+# The symbols that every fairseq dictionary begins with and that are not in its file.
+SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
+# Infixes of the file names for each column.
+COLUMN_INFIX = {"tgt_text": "", "src_text": "_src"}
+MODEL_TYPES = ("bpe", "unigram", "char")
+
+
+class Vocabulary(NamedTuple):
+    """What was written.
+
+    Attributes:
+        model_path: SentencePiece model.
+        dictionary_path: fairseq dictionary.
+        pieces: of the model, the four special symbols included.
+        symbols: lines of the dictionary: pieces without the special symbols, and language tags.
+        tags: the language tags.
+    """
+
+    model_path: Path
+    dictionary_path: Path
+    pieces: int
+    symbols: int
+    tags: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        return (
+            f"{self.model_path}: {self.pieces} pieces; {self.dictionary_path}: {self.symbols} "
+            f"symbols, {len(self.tags)} of them language tags"
+        )
+
+
+def build_vocab(
+    manifests: Sequence[Path],
+    out_dir: Path,
+    column: str = "tgt_text",
+    model_type: str = "bpe",
+    vocab_size: int = 8000,
+    langs: Sequence[str] = (),
+    lang_tag_template: str = "<lang:{}>",
+    lang_tag_map: Mapping[str, str] | None = None,
+) -> Vocabulary:
+    """Writes `spm.model` and `dict.txt`, for transcripts `spm_src.model` and `dict_src.txt`.
+
+    Args:
+        manifests: what to train on.
+        out_dir: folder to write to.
+        column: "tgt_text" or "src_text"; empty cells are skipped.
+        model_type: "bpe", "unigram" or "char" (single characters).
+        vocab_size: pieces of the model, the four special symbols included; with "char" at most so
+            many, the rarest characters being left out.
+        langs: languages that get a tag.
+        lang_tag_template: the tag, with "{}" for the language.
+        lang_tag_map: names of languages inside the tag where they differ.
+
+    Raises:
+        ValueError: an option or a manifest is wrong, or the text does not allow that many pieces.
+    """
+    if column not in COLUMN_INFIX:
+        raise ValueError(f"expected column {' or '.join(COLUMN_INFIX)}, found {column!r}")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"expected model type {', '.join(MODEL_TYPES)}, found {model_type!r}")
+    tags = language_tags(langs, lang_tag_template, lang_tag_map or {})
+
+    texts = (text for manifest in manifests for text in read_column(manifest, column) if text)
+    serialized = train_sentencepiece(texts, model_type, vocab_size)
+    model = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+    pieces = [model.id_to_piece(index) for index in range(model.get_piece_size())]
+    symbols = pieces[len(SPECIAL_SYMBOLS) :]
+    for tag in tags:
+        if tag in pieces:
+            raise ValueError(f"expected language tags unlike all text, found the piece {tag!r}")
+    symbols.extend(tags)
+
+    infix = COLUMN_INFIX[column]
+    model_file = ReplacedFile(out_dir / f"spm{infix}.model")
+    dictionary_file = ReplacedFile(out_dir / f"dict{infix}.txt")
+    model_file.temporary.write_bytes(serialized)
+    lines = "".join(f"{symbol} 1\n" for symbol in symbols)
+    dictionary_file.temporary.write_bytes(lines.encode())
+    # A piece that fairseq would read back as another symbol must not go unnoticed.
+    if load_dictionary(dictionary_file.temporary) != pieces + list(tags):
+        raise ValueError("the dictionary does not read back with the numbers of the model")
+    # Whenever a run is killed, a dictionary that is there belongs to the model.
+    dictionary_file.path.unlink(missing_ok=True)
+    model_file.commit()
+    dictionary_file.commit()
+    return Vocabulary(model_file.path, dictionary_file.path, len(pieces), len(symbols), tags)
+
+
+def language_tags(
+    langs: Sequence[str], template: str, mapping: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Returns the tag of every language, sorted.
+
+    Raises:
+        ValueError: the template has not exactly one "{}", a tag would hold a space, or two
+            languages have the same tag.
+    """
+    if template.count("{}") != 1:
+        raise ValueError(f"expected a language tag template with one {{}}, found {template!r}")
+    tags = sorted(template.replace("{}", mapping.get(lang, lang)) for lang in set(langs))
+    for tag in tags:
+        if not tag or tag.split() != [tag]:
+            raise ValueError(f"expected language tags without spaces, found {tag!r}")
+        if tags.count(tag) > 1:
+            raise ValueError(f"expected one tag per language, found {tag!r} for several")
+    return tuple(tags)
+
+
+def train_sentencepiece(texts: Iterable[str], model_type: str, vocab_size: int) -> bytes:
+    """Trains a SentencePiece model; the same texts give the same bytes.
+
+    Args:
+        texts: sentences.
+        model_type: "bpe", "unigram" or "char".
+        vocab_size: number of pieces, see `build_vocab`.
+
+    Returns:
+        The model file, its first pieces fairseq's special symbols in fairseq's order.
+
+    Raises:
+        ValueError: there is no text, or SentencePiece cannot make that many pieces of it.
+    """
+    buffer = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=buffer,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            hard_vocab_limit=model_type != "char",
+            character_coverage=1.0,
+            bos_id=0,
+            pad_id=1,
+            eos_id=2,
+            unk_id=3,
+            # Sums of floats, and so the model, depend on it.
+            num_threads=4,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        # What follows the name and the condition of a line of C++; nothing if the text is missing.
+        reason = str(error).rsplit("] ", 1)[-1].split(". Increase")[0] or "there is no text"
+        raise ValueError(f"cannot make {vocab_size} {model_type} pieces: {reason}") from error
+    return buffer.getvalue()
+
+
+def load_dictionary(path: Path) -> list[str]:
+    """Reads a dictionary as fairseq does; the index in the result is fairseq's number."""
+    symbols = list(SPECIAL_SYMBOLS)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            symbols.append(line.rstrip().rsplit(" ", 1)[0])
+    return symbols
+
+
+def parse_tag_map(text: str) -> dict[str, str]:
+    """Reads "fr=fr_XX,en=en_XX".
+
+    Raises:
+        ValueError: an entry is not `language=name`.
+    """
+    mapping = {}
+    for entry in filter(None, text.split(",")):
+        lang, separator, name = entry.strip().partition("=")
+        if not (lang and separator and name):
+            raise ValueError(f"expected language=name, found {entry!r}")
+        mapping[lang] = name
+    return mapping
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.build_vocab",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--manifests",
+        nargs="+",
+        required=True,
+        type=Path,
+        metavar="TSV",
+        help="manifests of the training data",
+    )
+    add("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    add(
+        "--column",
+        choices=list(COLUMN_INFIX),
+        default="tgt_text",
+        help="texts to train on (tgt_text); src_text writes spm_src.model and dict_src.txt",
+    )
+    add("--model-type", choices=MODEL_TYPES, default="bpe", help="kind of pieces (bpe)")
+    add(
+        "--vocab-size",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="number of pieces, at most so many for char (8000)",
+    )
+    add("--langs", nargs="+", default=[], metavar="LANG", help="languages that get a tag")
+    add(
+        "--lang-tag-template",
+        default="<lang:{}>",
+        metavar="TAG",
+        help="language tag, with {} for the language (<lang:{}>); [{}] as mBART",
+    )
+    add(
+        "--lang-tag-map",
+        default="",
+        metavar="LANG=NAME,...",
+        help="names inside the tag where they differ from the language, such as fr=fr_XX,en=en_XX",
+    )
+    return parser
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = build_parser()
+    options = parser.parse_args()
+    try:
+        vocabulary = build_vocab(
+            options.manifests,
+            options.out,
+            options.column,
+            options.model_type,
+            options.vocab_size,
+            options.langs,
+            options.lang_tag_template,
+            parse_tag_map(options.lang_tag_map),
+        )
+    except (FileNotFoundError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(vocabulary)
+
+
+if __name__ == "__main__":
+    main()
