@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from fairseq.models import register_model_architecture
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ def register_presets(model_name: str) -> None:
         model_name: a registered model.
     """
     for path in sorted(PRESETS.glob(f"{model_name}_*.yaml")):
-        options = dict(OmegaConf.to_container(OmegaConf.load(path).model))
+        options: Any = OmegaConf.to_container(OmegaConf.load(path).model)
         register_model_architecture(model_name, path.stem)(architecture(options))
 
 

@@ -1,7 +1,7 @@
 """The wav2vec 2.0 / XLS-R speech encoder, built from options or from a checkpoint."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -23,6 +23,8 @@ from fairseq_samu.modules.span_mask import span_mask
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
 from fairseq_samu.pretrained.wav2vec2 import ARCHITECTURE, Wav2VecCheckpoint, load_wav2vec2
 
+EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm"])
+
 
 @dataclass
 class SpeechEncoderConfig(FairseqDataclass):
@@ -31,11 +33,11 @@ class SpeechEncoderConfig(FairseqDataclass):
     speech_encoder_path: Optional[str] = field(
         default=None,
         metadata={
-            "help": "fairseq checkpoint of a wav2vec 2.0 or XLS-R encoder to start from; the encoder's "
-            "sizes come from it, and checkpoints trained from it do not need it any more"
+            "help": "fairseq checkpoint of a wav2vec 2.0 or XLS-R encoder to start from; the "
+            "encoder's sizes come from it, and what is trained from it does not need it any more"
         },
     )
-    encoder_extractor_mode: ChoiceEnum(["default", "layer_norm"]) = field(  # type: ignore[valid-type]
+    encoder_extractor_mode: EXTRACTOR_MODES = field(  # type: ignore[valid-type]
         default="default",
         metadata={
             "help": "norm of the convolutional extractor: one group norm after the first layer "
@@ -44,7 +46,9 @@ class SpeechEncoderConfig(FairseqDataclass):
     )
     encoder_conv_layers: str = field(
         default="[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2",
-        metadata={"help": "extractor layers as a list of (dim, kernel, stride), in samples of 16 kHz"},
+        metadata={
+            "help": "extractor layers as a list of (dim, kernel, stride), in samples of 16 kHz"
+        },
     )
     encoder_conv_bias: bool = field(
         default=False, metadata={"help": "biases in the extractor's convolutions, as XLS-R has"}
@@ -73,7 +77,8 @@ class SpeechEncoderConfig(FairseqDataclass):
         default=0.1, metadata={"help": "dropout probability of the encoder's attention weights"}
     )
     encoder_activation_dropout: float = field(
-        default=0.0, metadata={"help": "dropout probability inside the encoder's feed-forward layers"}
+        default=0.0,
+        metadata={"help": "dropout probability inside the encoder's feed-forward layers"},
     )
     encoder_layerdrop: float = field(
         default=0.0, metadata={"help": "probability of skipping an encoder layer in training"}
@@ -96,12 +101,12 @@ class SpeechEncoderConfig(FairseqDataclass):
         default=False,
         metadata={"help": "predict the transcript from the encoder's frames, for a CTC loss"},
     )
-    # How the task normalises waveforms. Not an option: it is recorded, and checked when a checkpoint
-    # meets another task.
+    # How the task normalises waveforms. Not an option: it is recorded, and checked when a
+    # checkpoint meets another task.
     input_normalization: str = II("task.normalize")
 
 
-class SpeechLayer(TransformerSentenceEncoderLayer):  # type: ignore[misc]
+class SpeechLayer(TransformerSentenceEncoderLayer):
     """A layer of wav2vec 2.0 that training may skip.
 
     Args:
@@ -113,26 +118,26 @@ class SpeechLayer(TransformerSentenceEncoderLayer):  # type: ignore[misc]
         super().__init__(**shape)
         self.layerdrop = layerdrop
 
-    def forward(self, x: Tensor, **options: Any) -> Tuple[Tensor, Tuple[Optional[Tensor], Tensor]]:
+    def forward(self, x: Tensor, **options: Any) -> tuple[Tensor, tuple[Tensor | None, Tensor]]:
         """Transform ``x`` (T, B, D); returns it with fairseq's (attention, feed-forward output)."""
         if is_dropped(self, self.layerdrop):
             x = keep_in_graph(x, self.parameters())
             return x, (None, x)
-        output: Tuple[Tensor, Tuple[Optional[Tensor], Tensor]] = super().forward(x, **options)
+        output: tuple[Tensor, tuple[Tensor | None, Tensor]] = super().forward(x, **options)
         return output
 
 
-class SpeechFrames(Wav2Vec2Model):  # type: ignore[misc]
+class SpeechFrames(Wav2Vec2Model):
     """wav2vec 2.0 without its pre-training parts: waveforms in, frames out.
 
-    Parameters are named as in fairseq. Unlike fairseq's, the frames of an utterance do not depend on
-    the padding beside it in either extractor mode, masks and skipped layers follow torch's random
-    generator (and so repeat when training resumes), and every parameter that requires a gradient gets
-    one in every update.
+    Parameters are named as in fairseq. Unlike fairseq's, the frames of an utterance do not depend
+    on the padding beside it in either extractor mode, masks and skipped layers follow torch's
+    random generator (and so repeat when training resumes), and every parameter that requires a
+    gradient gets one in every update.
 
     Args:
-        cfg: sizes, dropout, masking and ``feature_grad_mult``; ``conv_feature_layers`` has to be a plain
-            list literal, because fairseq evaluates it.
+        cfg: sizes, dropout, masking and ``feature_grad_mult``; ``conv_feature_layers`` has to be a
+            plain list literal, because fairseq evaluates it.
 
     Source: Baevski et al. 2020 (arXiv 2006.11477), Section 2; Babu et al. 2021 (arXiv 2111.09296).
     """
@@ -176,13 +181,13 @@ class SpeechFrames(Wav2Vec2Model):  # type: ignore[misc]
             samples = (samples - 1) * stride + kernel
         return samples
 
-    def forward(self, wave: Tensor, lengths: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode waveforms.
 
         Args:
             wave: samples at 16 kHz, zero where padded, shape (B, S).
-            lengths: samples of every utterance, shape (B,). One too short for a single frame is taken
-                as if silence followed.
+            lengths: samples of every utterance, shape (B,). One too short for a single frame is
+                taken as if silence followed.
 
         Returns:
             Frames of shape (T, B, D), undefined where padded, and their padding mask (B, T).
@@ -208,10 +213,12 @@ class SpeechFrames(Wav2Vec2Model):  # type: ignore[misc]
             x = self.encoder.layer_norm(x)
         return x.transpose(0, 1), padding_mask
 
-    def _extract(self, wave: Tensor, lengths: Tensor) -> Tuple[Tensor, Tensor]:
+    def _extract(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Run the convolutions: (B, S) → (B, D, T), and the frames of every utterance."""
         x = wave.unsqueeze(1)
-        for block, (_, kernel, stride) in zip(self.feature_extractor.conv_layers, self.conv_layers):
+        for block, (_, kernel, stride) in zip(
+            self.feature_extractor.conv_layers, self.conv_layers, strict=True
+        ):
             lengths = (lengths - kernel).div(stride, rounding_mode="floor") + 1
             lengths = lengths.clamp(min=1)
             for module in block:
@@ -231,18 +238,18 @@ class SpeechFrames(Wav2Vec2Model):  # type: ignore[misc]
         return x
 
 
-def _make_gradient_contiguous(module: nn.Module, inputs: Tuple[Tensor], output: Tensor) -> None:
+def _make_gradient_contiguous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
     """Hand the gradient of ``output`` on with its elements in order.
 
-    On a CPU, torch 1.12 differentiates GELU wrongly otherwise: it reads memory that was never written, and
-    wav2vec 2.0 transposes behind its GELUs.
+    On a CPU, torch 1.12 differentiates GELU wrongly otherwise: it reads memory that was never
+    written, and wav2vec 2.0 transposes behind its GELUs.
     """
     if output.requires_grad and not output.is_cuda:
         output.register_hook(Tensor.contiguous)
 
 
-class SpeechEncoder(FairseqEncoder):  # type: ignore[misc]
-    """Speech frames, their CTC scores if wanted, and the length adaptor a decoder reads them through.
+class SpeechEncoder(FairseqEncoder):
+    """Speech frames, their CTC scores if wanted, and the length adaptor to the decoder.
 
     Args:
         frames: the wav2vec 2.0 network.
@@ -251,14 +258,14 @@ class SpeechEncoder(FairseqEncoder):  # type: ignore[misc]
     """
 
     def __init__(
-        self, frames: SpeechFrames, adaptor: nn.Module, ctc_head: Optional[nn.Linear]
+        self, frames: SpeechFrames, adaptor: nn.Module, ctc_head: nn.Linear | None
     ) -> None:
         super().__init__(dictionary=None)
         self.wav2vec2 = frames
         self.adaptor = adaptor
         self.ctc_head = ctc_head
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> Dict[str, List[Tensor]]:
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> dict[str, list[Tensor]]:
         """Encode a batch.
 
         Args:
@@ -268,8 +275,8 @@ class SpeechEncoder(FairseqEncoder):  # type: ignore[misc]
         Returns:
             fairseq's encoder output, whose values are lists: ``encoder_out`` (T', B, C) and
             ``encoder_padding_mask`` (B, T') for the decoder; ``speech_out`` (T, B, D) and
-            ``speech_padding_mask`` (B, T), the frames before the adaptor; ``ctc_logits`` (T, B, V), or an
-            empty list without CTC; and fairseq's remaining keys, empty.
+            ``speech_padding_mask`` (B, T), the frames before the adaptor; ``ctc_logits``
+            (T, B, V), or an empty list without CTC; and fairseq's remaining keys, empty.
         """
         speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
         x, padding_mask = self.adaptor(speech, speech_padding_mask)
@@ -288,12 +295,12 @@ class SpeechEncoder(FairseqEncoder):  # type: ignore[misc]
         }
 
     def reorder_encoder_out(
-        self, encoder_out: Dict[str, List[Tensor]], new_order: Tensor
-    ) -> Dict[str, List[Tensor]]:
+        self, encoder_out: dict[str, list[Tensor]], new_order: Tensor
+    ) -> dict[str, list[Tensor]]:
         """Select rows of the batch, as beam search does.
 
-        Only what the decoder reads is kept: copying the frames for every hypothesis would cost memory
-        and serve nothing.
+        Only what the decoder reads is kept: copying the frames for every hypothesis would cost
+        memory and serve nothing.
 
         Args:
             encoder_out: output of ``forward``.
@@ -302,8 +309,10 @@ class SpeechEncoder(FairseqEncoder):  # type: ignore[misc]
         Returns:
             A new output for B' rows, without frames and CTC scores.
         """
-        reordered: Dict[str, List[Tensor]] = {key: [] for key in encoder_out}
-        reordered["encoder_out"] = [x.index_select(1, new_order) for x in encoder_out["encoder_out"]]
+        reordered: dict[str, list[Tensor]] = {key: [] for key in encoder_out}
+        reordered["encoder_out"] = [
+            x.index_select(1, new_order) for x in encoder_out["encoder_out"]
+        ]
         reordered["encoder_padding_mask"] = [
             mask.index_select(0, new_order) for mask in encoder_out["encoder_padding_mask"]
         ]
@@ -317,8 +326,8 @@ class SpeechEncoder(FairseqEncoder):  # type: ignore[misc]
 def build_speech_frames(cfg: Any) -> SpeechFrames:
     """Build the encoder from a ``SpeechEncoderConfig``, with pretrained weights if it names any.
 
-    With ``speech_encoder_path`` the sizes found in that checkpoint are written into ``cfg`` and the path is
-    taken out, so that what is saved later can be built without the file.
+    With ``speech_encoder_path`` the sizes found in that checkpoint are written into ``cfg`` and
+    the path is taken out, so that what is saved later can be built without the file.
 
     Args:
         cfg: the options; changed as described.
@@ -339,7 +348,9 @@ def build_speech_frames(cfg: Any) -> SpeechFrames:
     try:
         frames.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit the options saved with them: {error}") from error
+        raise ValueError(
+            f"{path}: the weights do not fit the options saved with them: {error}"
+        ) from error
     cfg.speech_encoder_path = None
     return frames
 
@@ -384,8 +395,8 @@ def _adopt_sizes(cfg: Any, checkpoint: Wav2VecCheckpoint) -> None:
         cfg[option] = expected
     if contradictions:
         raise ValueError(
-            f"{cfg.speech_encoder_path}: sizes come from the checkpoint; leave these options out, or "
-            "choose an architecture that fits it:\n  " + "\n  ".join(contradictions)
+            f"{cfg.speech_encoder_path}: sizes come from the checkpoint; leave these options out, "
+            "or choose an architecture that fits it:\n  " + "\n  ".join(contradictions)
         )
 
 
@@ -395,6 +406,6 @@ def _check_normalization(cfg: Any, checkpoint: Wav2VecCheckpoint) -> None:
     trained = "utterance" if checkpoint.normalize else "none"
     if trained != cfg.input_normalization:
         raise ValueError(
-            f"{cfg.speech_encoder_path}: the encoder was trained with input normalisation '{trained}', "
-            f"the task gives '{cfg.input_normalization}': pass --normalize {trained}"
+            f"{cfg.speech_encoder_path}: the encoder was trained with input normalisation "
+            f"'{trained}', the task gives '{cfg.input_normalization}': pass --normalize {trained}"
         )

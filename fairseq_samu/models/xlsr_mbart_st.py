@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary
@@ -25,16 +26,20 @@ from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, N
 
 logger = logging.getLogger(__name__)
 
+ADAPTORS = ChoiceEnum(["none", "linear", "conv"])
+ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
+
 
 @dataclass
 class XlsrMbartStConfig(SpeechEncoderConfig):
     """Options of ``--arch xlsr_mbart_st``; the decoder's sizes default to Transformer base."""
 
-    adaptor: ChoiceEnum(["none", "linear", "conv"]) = field(  # type: ignore[valid-type]
+    adaptor: ADAPTORS = field(  # type: ignore[valid-type]
         default="conv",
         metadata={
-            "help": "what shortens the encoder's frames for the decoder: nothing (a projection where "
-            "the widths differ), frames stacked and projected, or strided convolutions with GLU"
+            "help": "what shortens the encoder's frames for the decoder: nothing (a projection "
+            "where the widths differ), frames stacked and projected, or strided convolutions with "
+            "GLU"
         },
     )
     adaptor_layers: int = field(default=3, metadata={"help": "convolutions of the conv adaptor"})
@@ -77,9 +82,10 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
         default=0.0, metadata={"help": "dropout probability of the decoder's attention weights"}
     )
     decoder_activation_dropout: float = field(
-        default=0.0, metadata={"help": "dropout probability inside the decoder's feed-forward layers"}
+        default=0.0,
+        metadata={"help": "dropout probability inside the decoder's feed-forward layers"},
     )
-    decoder_activation_fn: ChoiceEnum(["relu", "gelu"]) = field(  # type: ignore[valid-type]
+    decoder_activation_fn: ACTIVATIONS = field(  # type: ignore[valid-type]
         default="relu", metadata={"help": "activation of the decoder's feed-forward layers"}
     )
     decoder_layerdrop: float = field(
@@ -89,23 +95,23 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
     max_target_positions: int = II("task.max_target_positions")
 
 
-class TextDecoderLayer(TransformerDecoderLayerBase):  # type: ignore[misc]
+class TextDecoderLayer(TransformerDecoderLayerBase):
     """A decoder layer that training may skip."""
 
     layerdrop = 0.0
 
     def forward(
         self, x: Tensor, encoder_out: Tensor, *args: Any, **kwargs: Any
-    ) -> Tuple[Tensor, Any, Any]:
+    ) -> tuple[Tensor, Any, Any]:
         """Transform ``x`` (L, B, C); returns it with fairseq's attention and state."""
         if is_dropped(self, self.layerdrop):
             # The encoder too must get a gradient, should all layers be skipped.
             return keep_in_graph(x, [*self.parameters(), encoder_out]), None, None
-        output: Tuple[Tensor, Any, Any] = super().forward(x, encoder_out, *args, **kwargs)
+        output: tuple[Tensor, Any, Any] = super().forward(x, encoder_out, *args, **kwargs)
         return output
 
 
-class TextDecoder(TransformerDecoderBase):  # type: ignore[misc]
+class TextDecoder(TransformerDecoderBase):
     """fairseq's Transformer decoder, whose skipped layers still get a gradient (of zero).
 
     Args:
@@ -134,7 +140,7 @@ class TextDecoder(TransformerDecoderBase):  # type: ignore[misc]
 
 
 @register_model("xlsr_mbart_st", dataclass=XlsrMbartStConfig)
-class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
+class XlsrMbartStModel(FairseqEncoderDecoderModel):
     """XLS-R encoder → length adaptor → mBART decoder.
 
     A checkpoint records its vocabularies and the normalisation of its input, and refuses others.
@@ -151,7 +157,7 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
         encoder: SpeechEncoder,
         decoder: TextDecoder,
         target_dictionary: Dictionary,
-        transcript_dictionary: Optional[Dictionary],
+        transcript_dictionary: Dictionary | None,
     ) -> None:
         super().__init__(encoder, decoder)
         self.register_vocabulary("vocabulary_version", target_dictionary)
@@ -175,8 +181,8 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
         """
         _agree_with_task(cfg, task)
         frames = build_speech_frames(cfg)
-        transcripts: Optional[Dictionary] = None
-        ctc_head: Optional[nn.Linear] = None
+        transcripts: Dictionary | None = None
+        ctc_head: nn.Linear | None = None
         if cfg.ctc and task.transcript_dictionary is None:
             # As it should be when translating with a trained model.
             logger.warning("--ctc is left out: the task has no --transcript-dictionary")
@@ -190,7 +196,7 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
 
     def forward(
         self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor
-    ) -> Tuple[Tensor, Dict[str, Any]]:
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Predict every target token from the ones before it.
 
         Args:
@@ -206,7 +212,7 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
         extra["encoder_out"] = encoder_out
         return logits, extra
 
-    def get_ctc_output(self, encoder_out: Dict[str, List[Tensor]]) -> Tuple[Tensor, Tensor]:
+    def get_ctc_output(self, encoder_out: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the transcript's symbols.
 
         Args:
@@ -226,8 +232,8 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
     def register_vocabulary(self, name: str, dictionary: Dictionary) -> None:
         """Keep the size and a hash of the vocabulary in the state dict.
 
-        Moving averages of the weights spare buffers whose name has "version" in it, and averaging
-        checkpoints keeps whole numbers below 2^48 exact.
+        fairseq's moving averages of the weights spare only buffers whose name has "version" in it,
+        and averaging checkpoints keeps whole numbers below 2^48 exact.
         """
         digest = hashlib.sha256("\n".join(dictionary.symbols).encode()).digest()
         record = torch.tensor([len(dictionary), int.from_bytes(digest[:6], "big")])
@@ -256,23 +262,33 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
         Raises:
             ValueError: another vocabulary, or weights of another shape.
         """
-        own = self.state_dict()
         if self.encoder.ctc_head is None:
             unused = ("encoder.ctc_head.", "transcript_vocabulary_version")
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(unused)}
+        self._check_vocabularies(state_dict)
+        self._check_sizes(state_dict)
+        return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
+
+    def _check_vocabularies(self, state_dict: Mapping[str, Any]) -> None:
+        own = self.state_dict()
         for name, what, option in (
             ("vocabulary_version", "target", "--dictionary"),
             ("transcript_vocabulary_version", "transcript", "--transcript-dictionary"),
         ):
-            if name in own and name in state_dict:
-                (size, digest), (own_size, own_digest) = state_dict[name].tolist(), own[name].tolist()
-                if (size, digest) != (own_size, own_digest):
-                    found = f"{own_size}" if own_size != size else f"{own_size} other ones"
-                    raise ValueError(
-                        f"the checkpoint was trained with a {what} vocabulary of {size} symbols, the "
-                        f"task's has {found}: give the task the files the checkpoint was trained with "
-                        f"({option} and its SentencePiece model)"
-                    )
+            if name not in state_dict or name not in own:
+                continue
+            (size, digest), (own_size, own_digest) = state_dict[name].tolist(), own[name].tolist()
+            if (size, digest) == (own_size, own_digest):
+                continue
+            found = f"{own_size}" if own_size != size else f"{own_size} other ones"
+            raise ValueError(
+                f"the checkpoint was trained with a {what} vocabulary of {size} symbols, the "
+                f"task's has {found}: give the task the files the checkpoint was trained with "
+                f"({option} and its SentencePiece model)"
+            )
+
+    def _check_sizes(self, state_dict: Mapping[str, Any]) -> None:
+        own = self.state_dict()
         different = [
             f"{name}: checkpoint {tuple(weight.shape)}, model {tuple(own[name].shape)}"
             for name, weight in state_dict.items()
@@ -281,10 +297,9 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):  # type: ignore[misc]
         if different:
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
             raise ValueError(
-                "the checkpoint's weights have other sizes than the model, whose options have to be "
-                "those it was trained with:\n  " + "\n  ".join(different[:8]) + more
+                "the checkpoint's weights have other sizes than the model's, whose options have to "
+                "be those it was trained with:\n  " + "\n  ".join(different[:8]) + more
             )
-        return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
 
 
 def _agree_with_task(cfg: Any, task: Any) -> None:
@@ -295,8 +310,8 @@ def _agree_with_task(cfg: Any, task: Any) -> None:
         cfg.input_normalization = task.input_normalization
     if cfg.input_normalization != task.input_normalization:
         raise ValueError(
-            f"the model was trained with input normalisation '{cfg.input_normalization}', the task gives "
-            f"'{task.input_normalization}': pass --normalize {cfg.input_normalization}"
+            f"the model was trained with input normalisation '{cfg.input_normalization}', the task "
+            f"gives '{task.input_normalization}': pass --normalize {cfg.input_normalization}"
         )
 
 
@@ -310,8 +325,8 @@ def _record(cfg: Any) -> None:
     saved = None if whole is None else whole.get("model")
     if isinstance(saved, DictConfig):
         with open_dict(saved):
-            settled = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-            for name, value in dict(settled).items():
+            settled: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+            for name, value in settled.items():
                 saved[name] = value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ def is_dropped(layer: nn.Module, probability: float) -> bool:
 
 
 def keep_in_graph(x: Tensor, unused: Iterable[Tensor]) -> Tensor:
-    """Return ``x``, with tensors it does not depend on in its graph, so that their gradient is zero.
+    """Return ``x``, with unused tensors in its graph, so that these get a gradient of zero.
 
-    Distributed data parallel training waits for a gradient of every parameter; without this a dropped
-    layer stops it, unless it searches for unused parameters at every update.
+    Distributed data parallel training waits for a gradient of every parameter; without this a
+    dropped layer stops it, unless it searches for unused parameters at every update.
 
     Args:
         x: any tensor.

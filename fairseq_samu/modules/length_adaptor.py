@@ -64,9 +64,9 @@ class LinearAdaptor(nn.Module):
 class ConvGLUAdaptor(nn.Module):
     """Strided convolutions, each followed by a gated linear unit.
 
-    On an utterance without padding it computes what fairseq's ``Conv1dAdaptor`` (``xm_transformer``)
-    does, with the same parameter names. Padded frames are set to zero before every convolution, not
-    only before the first, so that padding changes nothing.
+    On an utterance without padding it computes what fairseq's ``Conv1dAdaptor``
+    (``xm_transformer``) does, with the same parameter names. Padded frames are set to zero before
+    every convolution, not only before the first, so that padding changes nothing.
 
     Args:
         in_dim: width of a frame.

@@ -11,11 +11,11 @@ from fairseq_samu.modules.padding import padding_mask
 class MaskedGroupNorm(nn.Module):
     """Normalise every channel over the valid frames of its utterance.
 
-    The first layer of wav2vec 2.0's "default" extractor is a group norm with one group a channel, taken
-    over all frames: padding an utterance changes its mean and variance, hence every frame
-    (facebookresearch/fairseq#3118). Here padded frames are left out, so that an utterance alone and in
-    a padded batch give the same frames; without padding it equals ``torch.nn.GroupNorm(D, D)``.
-    Statistics are in float32, the weights carry the names of ``GroupNorm``.
+    The first layer of wav2vec 2.0's "default" extractor is a group norm with one group a channel,
+    taken over all frames: padding an utterance changes its mean and variance, hence every frame
+    (facebookresearch/fairseq#3118). Here padded frames are left out, so that an utterance alone
+    and in a padded batch give the same frames; without padding it equals
+    ``torch.nn.GroupNorm(D, D)``, whose names the weights carry. Statistics are in float32.
 
     Args:
         num_channels: channels D, each its own group.

@@ -11,11 +11,11 @@ from fairseq_samu.modules.padding import padding_mask
 def span_mask(lengths: Tensor, size: int, prob: float, span: int) -> Tensor:
     """Draw spans of fixed length inside the valid part of every row.
 
-    Row i gets floor(prob · length_i / span + u) spans, u uniform in [0, 1), at distinct random starts.
-    Spans may overlap, so that somewhat less than ``prob`` of the row is covered; never all of it, and
-    nothing of a row that is no longer than one span. All randomness comes from torch's generator of the
-    tensors' device, which fairseq seeds at every update: a resumed run draws the same masks. (fairseq's
-    own masks come from NumPy, unseeded in newer versions.)
+    Row i gets floor(prob · length_i / span + u) spans, u uniform in [0, 1), at distinct random
+    starts. Spans may overlap, so that somewhat less than ``prob`` of the row is covered; never all
+    of it, and nothing of a row that is no longer than one span. All randomness comes from torch's
+    generator of the tensors' device, which fairseq seeds at every update: a resumed run draws the
+    same masks. (fairseq's own masks come from NumPy, unseeded in newer versions.)
 
     Args:
         lengths: valid positions of every row, shape (B,).

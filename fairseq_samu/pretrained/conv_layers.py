@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-from typing import List, Tuple
 
-ConvLayers = List[Tuple[int, int, int]]
+ConvLayers = list[tuple[int, int, int]]
 
 # Far above any extractor in use; they keep a hostile text from filling the memory.
 MAX_TEXT = 4096

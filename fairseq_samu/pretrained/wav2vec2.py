@@ -50,9 +50,10 @@ class Wav2VecCheckpoint:
     Attributes:
         config: the options in ``ARCHITECTURE``, as in fairseq's ``Wav2Vec2Config``;
             ``conv_feature_layers`` is a plain list literal.
-        state_dict: weights under the names of fairseq's ``Wav2Vec2Model``, without those of pre-training.
-        normalize: whether the encoder was trained on utterances of zero mean and unit variance; None if
-            the checkpoint does not say.
+        state_dict: weights under the names of fairseq's ``Wav2Vec2Model``, without those of
+            pre-training.
+        normalize: whether the encoder was trained on utterances of zero mean and unit variance;
+            None if the checkpoint does not say.
     """
 
     config: dict[str, Any]
@@ -142,7 +143,7 @@ def _plain(options: Any) -> dict[str, Any]:
         return vars(options)
     if OmegaConf.is_config(options):
         # interpolations point at parts of the configuration that do not matter here
-        return dict(OmegaConf.to_container(options, resolve=False))
+        options = OmegaConf.to_container(options, resolve=False)
     return dict(options)
 
 

@@ -48,7 +48,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# --- The files --------------------------------------------------------------------------------------
+# --- The files ------------------------------------------------------------------------------------
 
 
 def test_every_size_has_a_file_and_an_architecture() -> None:
@@ -86,7 +86,7 @@ def test_sections_hold_nothing_that_fairseq_does_not_know(size: str) -> None:
         OmegaConf.merge(typed, section)  # unknown names and wrong types raise
 
 
-# --- --arch -----------------------------------------------------------------------------------------
+# --- --arch ---------------------------------------------------------------------------------------
 
 
 def parse(*words: str) -> Namespace:
@@ -159,10 +159,12 @@ def test_filling_in_twice_changes_nothing() -> None:
     assert args.encoder_layers == 9 and args.encoder_embed_dim == 128
 
 
-# --- The models -------------------------------------------------------------------------------------
+# --- The models -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size,encoder,decoder", [("tiny", 0.72e6, 0.77e6), ("small", 7.0e6, 5.05e6)])
+@pytest.mark.parametrize(
+    "size,encoder,decoder", [("tiny", 0.72e6, 0.77e6), ("small", 7.0e6, 5.05e6)]
+)
 def test_small_presets_train(size: str, encoder: float, decoder: float) -> None:
     model = build(size, symbols=200)
     assert count(model.encoder.wav2vec2) == pytest.approx(encoder, rel=0.03)
@@ -174,8 +176,8 @@ def test_small_presets_train(size: str, encoder: float, decoder: float) -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-# The file of XLS-R 300M in Hugging Face's form has 315,438,720 parameters without the quantiser; torchaudio's
-# files of 1B and 2B, without it too, are 3.59 and 8.04 GiB of float32.
+# The file of XLS-R 300M in Hugging Face's form has 315,438,720 parameters without the quantiser;
+# torchaudio's # files of 1B and 2B, without it too, are 3.59 and 8.04 GiB of float32.
 @pytest.mark.parametrize(
     "size,parameters,tolerance",
     [("300m", 315_438_720, 0), ("1b", 3.59 * 2**28, 5e6), ("2b", 8.04 * 2**28, 5e6)],

@@ -60,7 +60,7 @@ def ungraded(module: nn.Module) -> list[str]:
     return [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
-# --- Against fairseq --------------------------------------------------------------------------------
+# --- Against fairseq ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cfg", STYLES, ids=STYLE_NAMES)
@@ -88,7 +88,8 @@ def test_lengths_equal_fairseqs(cfg: Wav2Vec2Config) -> None:
 def test_gradients_equal_fairseqs(cfg: Wav2Vec2Config) -> None:
     fairseqs, ours = fairseqs_and_ours(cfg)
     wave, lengths = batch_of([2000, 2000])
-    # In double precision fairseq's does not run into the kernel that some versions of torch get wrong.
+    # In double precision fairseq's does not run into the kernel that some versions of torch get
+    # wrong.
     fairseqs.double().extract_features(wave.double(), None)["x"].pow(2).sum().backward()
     ours(wave, lengths)[0].pow(2).sum().backward()
     expected = {n: p.grad for n, p in fairseqs.named_parameters() if p.grad is not None}
@@ -101,10 +102,12 @@ def test_gradients_equal_fairseqs(cfg: Wav2Vec2Config) -> None:
 
 def test_pretraining_parts_are_gone() -> None:
     names = SpeechFrames(replace(BASE, quantize_targets=True, target_glu=True)).state_dict()
-    assert not [n for n in names if n.startswith(("quantizer", "project_q", "final_proj", "target"))]
+    assert not [
+        n for n in names if n.startswith(("quantizer", "project_q", "final_proj", "target"))
+    ]
 
 
-# --- Padding ----------------------------------------------------------------------------------------
+# --- Padding --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cfg", STYLES, ids=STYLE_NAMES)
@@ -140,7 +143,7 @@ def test_too_short_for_a_frame_is_as_if_silence_followed(cfg: Wav2Vec2Config) ->
     assert torch.allclose(batch[:1, 1:], alone, atol=1e-5)
 
 
-# --- Masking and layer drop -------------------------------------------------------------------------
+# --- Masking and layer drop -----------------------------------------------------------------------
 
 
 def test_masks_only_in_training() -> None:
@@ -203,7 +206,7 @@ def test_layer_drop_skips_whole_layers() -> None:
     assert not torch.allclose(frames.eval()(wave, lengths)[0], none(wave, lengths)[0], atol=0.1)
 
 
-# --- Gradients --------------------------------------------------------------------------------------
+# --- Gradients ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("style", STYLES, ids=STYLE_NAMES)
@@ -255,7 +258,7 @@ def test_feature_grad_mult_scales_the_extractors_gradient_alone() -> None:
         assert torch.allclose(gradients[1][name], factor * full, atol=1e-4 * scale), name
 
 
-# --- Precision --------------------------------------------------------------------------------------
+# --- Precision ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cfg", STYLES, ids=STYLE_NAMES)
@@ -283,7 +286,7 @@ def test_autocast_trains() -> None:
     assert ungraded(frames) == [] and torch.isfinite(out).all()
 
 
-# --- The encoder around it --------------------------------------------------------------------------
+# --- The encoder around it ------------------------------------------------------------------------
 
 
 def make_encoder(cfg: Wav2Vec2Config = BASE) -> SpeechEncoder:
@@ -316,10 +319,12 @@ def test_reordering_selects_rows_of_what_the_decoder_reads() -> None:
     assert found.keys() == out.keys()
     assert torch.equal(found["encoder_out"][0], out["encoder_out"][0][:, [1, 1, 0]])
     assert torch.equal(found["encoder_padding_mask"][0], out["encoder_padding_mask"][0][[1, 1, 0]])
-    assert all(found[k] == [] for k in found if not k.startswith(("encoder_out", "encoder_padding")))
+    assert all(
+        found[k] == [] for k in found if not k.startswith(("encoder_out", "encoder_padding"))
+    )
 
 
-# --- Building from options and checkpoints ----------------------------------------------------------
+# --- Building from options and checkpoints --------------------------------------------------------
 
 
 def make_options(**given: Any) -> Any:
@@ -395,7 +400,9 @@ def test_options_that_contradict_the_checkpoint_are_all_named(tmp_path: Path) ->
 def test_normalisation_that_contradicts_the_checkpoint_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "w2v.pt")
     save_pretrained(tmp_path / "w2v.pt", normalize=False)
-    with pytest.raises(ValueError, match="'none', the task gives 'utterance': pass --normalize none"):
+    with pytest.raises(
+        ValueError, match="'none', the task gives 'utterance': pass --normalize none"
+    ):
         build_speech_frames(make_options(speech_encoder_path=path))
 
 
@@ -405,7 +412,9 @@ def test_weights_that_do_not_fit_their_own_options_are_refused(tmp_path: Path) -
     state = torch.load(path)
     del state["model"]["encoder.layer_norm.weight"]
     torch.save(state, path)
-    with pytest.raises(ValueError, match="w2v.pt: the weights do not fit [^$]*encoder.layer_norm.weight"):
+    with pytest.raises(
+        ValueError, match="w2v.pt: the weights do not fit [^$]*encoder.layer_norm.weight"
+    ):
         build_speech_frames(make_options(speech_encoder_path=str(path)))
 
 

@@ -1,9 +1,10 @@
 """Tests of the translation model."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any
 
 import pytest
 import torch
@@ -66,8 +67,8 @@ class Task:
 
     def __init__(
         self,
-        target: Optional[Dictionary] = None,
-        transcript: Optional[Dictionary] = None,
+        target: Dictionary | None = None,
+        transcript: Dictionary | None = None,
         input_normalization: str = "utterance",
     ) -> None:
         self.target_dictionary = target or make_dictionary(30)
@@ -84,7 +85,7 @@ def make_cfg(**given: Any) -> Any:
     return OmegaConf.create({"model": {**OPTIONS, **given}})
 
 
-def make_model(task: Optional[Task] = None, **given: Any) -> XlsrMbartStModel:
+def make_model(task: Task | None = None, **given: Any) -> XlsrMbartStModel:
     """A model whose biases and norms are random too."""
     torch.manual_seed(0)
     model = (task or Task(transcript=make_dictionary(9, "t"))).build_model(make_cfg(**given).model)
@@ -94,7 +95,7 @@ def make_model(task: Optional[Task] = None, **given: Any) -> XlsrMbartStModel:
     return model
 
 
-def make_batch(samples: List[int], tokens: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+def make_batch(samples: list[int], tokens: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
     lengths = torch.tensor(samples)
     wave = torch.randn(len(samples), max(samples))
@@ -102,7 +103,7 @@ def make_batch(samples: List[int], tokens: int = 6) -> tuple[Tensor, Tensor, Ten
     return wave, lengths, torch.randint(4, 30, (len(samples), tokens))
 
 
-# --- Padding ----------------------------------------------------------------------------------------
+# --- Padding --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("style", [{}, XLSR], ids=["base", "xlsr"])
@@ -124,7 +125,7 @@ def test_logits_and_ctc_do_not_depend_on_padding(
         assert torch.allclose(ctc[: frames[row], row], alone_ctc[:, 0], atol=1e-5)
 
 
-# --- The decoder ------------------------------------------------------------------------------------
+# --- The decoder ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -160,7 +161,7 @@ def test_decoder_equals_fairseqs(post_norm: bool, separate: bool, extras: dict[s
 
 def generate(
     model: XlsrMbartStModel, wave: Tensor, lengths: Tensor, incremental: bool = True
-) -> tuple[List[Any], Tensor]:
+) -> tuple[list[Any], Tensor]:
     """Tokens and scores of the four best hypotheses of every utterance."""
     dictionary = make_dictionary(30)
     generator = SequenceGenerator([model], dictionary, beam_size=4, max_len_b=15, min_len=3)
@@ -202,7 +203,7 @@ def test_a_config_leaves_no_trace_in_the_next() -> None:
     assert compat.fresh_transformer_config().decoder.layers == 6
 
 
-# --- Gradients --------------------------------------------------------------------------------------
+# --- Gradients ------------------------------------------------------------------------------------
 
 TRAINING = [
     {},
@@ -300,7 +301,7 @@ def test_moving_averages_spare_the_vocabulary() -> None:
         assert torch.equal(average[name], model.state_dict()[name])
 
 
-# --- Building ---------------------------------------------------------------------------------------
+# --- Building -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,7 @@ def test_ctc_output_without_head_is_an_error() -> None:
         model.get_ctc_output(model(wave, lengths, tokens)[1]["encoder_out"])
 
 
-# --- Checkpoints ------------------------------------------------------------------------------------
+# --- Checkpoints ----------------------------------------------------------------------------------
 
 
 def save(cfg: Any, model: XlsrMbartStModel, path: Path) -> str:
@@ -399,9 +400,7 @@ def test_checkpoint_needs_neither_its_folder_nor_the_pretrained_file(tmp_path: P
         del cfg.model[name]
     model = Task().build_model(cfg.model).eval()
     weight = "encoder.layers.2.fc1.weight"
-    assert torch.equal(
-        model.encoder.wav2vec2.state_dict()[weight], wav2vec.state_dict()[weight]
-    )
+    assert torch.equal(model.encoder.wav2vec2.state_dict()[weight], wav2vec.state_dict()[weight])
     wave, lengths, tokens = make_batch([3000, 2000])
     expected, _ = model(wave, lengths, tokens)
 

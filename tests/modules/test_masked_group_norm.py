@@ -32,7 +32,7 @@ def test_gradients_equal_fairseqs_without_padding() -> None:
         leaf = x.clone().requires_grad_()
         (norm(leaf, *arguments) * weights).sum().backward()
         gradients.append([leaf.grad, norm.weight.grad, norm.bias.grad])
-    for mine, theirs in zip(*gradients):
+    for mine, theirs in zip(*gradients, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4)
 
 

@@ -29,7 +29,8 @@ def test_covers_the_share_expected_of_random_spans() -> None:
     torch.manual_seed(0)
     size, span = 500, 10
     mask = span_mask(torch.full((400,), size), size, prob=0.65, span=span)
-    # A frame stays bare if none of the 32.5 starts, out of 491, lies within the 10 that would cover it.
+    # A frame stays bare if none of the 32.5 starts, out of 491, lies within the 10 that would
+    # cover it.
     expected = 1 - (1 - span / (size - span + 1)) ** (0.65 * size / span)
     assert mask.float().mean().item() == pytest.approx(expected, abs=0.02)
 

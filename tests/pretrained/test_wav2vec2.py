@@ -61,7 +61,10 @@ def with_cfg() -> dict[str, Any]:
 
 
 def with_args() -> dict[str, Any]:
-    return {"args": Namespace(arch="wav2vec2", normalize=True, **plain_options()), "model": weights()}
+    return {
+        "args": Namespace(arch="wav2vec2", normalize=True, **plain_options()),
+        "model": weights(),
+    }
 
 
 def fine_tuned_with_args() -> dict[str, Any]:
@@ -186,7 +189,7 @@ def hostile_layers() -> dict[str, Any]:
         (other_model, "expected one wav2vec 2.0 encoder .*found 0"),
         (forgotten_shape, "fine-tuned from gone.pt .*give the pre-trained checkpoint"),
         (conformer, "layer_type=transformer expected, found conformer"),
-        (hostile_layers, "expected a list of .*found \"__import__"),
+        (hostile_layers, 'expected a list of .*found "__import__'),
     ],
 )
 def test_errors_name_the_file_and_what_is_wrong(
