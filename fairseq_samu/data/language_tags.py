@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+#: Symbols that are language tags in fairseq's, mBART's, M2M-100's or NLLB's dictionaries.
+_KNOWN_TAG = re.compile(r"<lang:\S+>|\[[a-z]{2,3}_\w+\]|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")
+
 
 def parse_tag_map(text: str) -> dict[str, str]:
     """Read ``fr=fr_XX,en=en_XX``.
@@ -64,10 +67,14 @@ class LanguageTags:
         """
         tag = self.tag(lang)
         if tag not in self._lang_of:
+            # Of another template, if this one matches nothing.
+            tags = list(self._lang_of) or list(
+                filter(_KNOWN_TAG.fullmatch, self.dictionary.symbols)
+            )
             raise ValueError(
                 f"language {lang!r}: expected its tag {tag!r} (template {self.template!r}, map "
                 f"{self.mapping}) in the dictionary of {len(self.dictionary)} symbols, "
-                f"found: {', '.join(self._lang_of) or 'no tags'}"
+                f"found: {', '.join(tags) or 'no tags'}"
             )
         return int(self.dictionary.index(tag))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
-class WaveformDataset(FairseqDataset):  # type: ignore[misc]
+class WaveformDataset(FairseqDataset):
     """What datasets of waveforms share: lengths in samples and batches of all rows.
 
     Subclasses define ``num_tokens_vec``, the lengths of many rows in 16 kHz samples.

@@ -61,6 +61,11 @@ def test_an_unknown_language_is_refused_with_the_tags_there_are(plain, mbart, nl
     # Without marks any symbol could pass for a tag.
     with pytest.raises(ValueError, match="'2014'.*found: fra_Latn, eng_Latn"):
         nllb.index("2014")
+    other_template = LanguageTags(
+        "[{}_XX]", {}, dictionary("<lang:fr>", "[fr]", "eng_Latn", "__fr__")
+    )
+    with pytest.raises(ValueError, match=r"'\[fr_XX\]'.*found: <lang:fr>, eng_Latn, __fr__"):
+        other_template.index("fr")
     with pytest.raises(ValueError, match="found: no tags"):
         LanguageTags("<lang:{}>", {}, dictionary()).index("fr")
     for word in ("unk", "pad"):
