@@ -13,7 +13,7 @@ from fairseq.tasks import FairseqTask
 from fairseq_samu.data.audio import change_speed, read_audio
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.manifest_index import COLUMNS, ManifestError
-from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
+from fairseq_samu.data.speech_to_text_dataset import SpeechToTextSamuDataset
 
 LENGTHS = [4000, 9000, 4000, 16_000, 700, 12_345, 8000, 2500, 3333, 5000]
 TEXTS = ["ab", "cde", "a", "édcba", "b", "abcdefghij", "c", "bb", "dd", "e"]
@@ -340,21 +340,6 @@ def test_filtering_is_fairseqs_own_rule(data, limits, expected):
     assert len(kept) == expected
 
 
-@pytest.mark.parametrize("multiple", [1, 8])
-@pytest.mark.parametrize(
-    "limit", [{"max_tokens": 600_000}, {"max_sentences": 7}, {"max_tokens": 10**9}]
-)
-def test_every_row_is_in_one_batch(large, multiple, limit):
-    speech = dataset(large, shuffle=True)
-    rows = order(speech, 1)[:2995]
-    batches = speech.batch_by_size(rows, required_batch_size_multiple=multiple, **limit)
-    assert np.concatenate(batches).tolist() == rows.tolist()
-    for batch in batches:
-        assert len(batch) * speech.sizes[batch].max() <= limit.get("max_tokens", 10**12)
-        assert len(batch) <= limit.get("max_sentences", 10**12)
-    assert speech.batch_by_size(rows[:0], required_batch_size_multiple=multiple, **limit) == []
-
-
 def test_padding_share(large):
     speech = dataset(large, shuffle=True)
     batches = speech.batch_by_size(order(speech, 1), max_tokens=3_000_000)
@@ -450,35 +435,3 @@ def test_a_target_that_turns_out_too_long_is_named(data):
         ManifestError, match="train.tsv:5: expected at most 50 target tokens, found 100"
     ):
         speech[3]
-
-
-# Audio paths
-
-
-def test_audio_paths_make_batches_without_targets(data):
-    root = str(data.parent)
-    paths = AudioPathsDataset(["3.wav", "0.wav", "1.wav"], [16_000, 4000, 9000], True, root)
-    assert len(paths) == 3
-    assert paths.ordered_indices().tolist() == [1, 2, 0]
-    assert paths.size(1) == (4000,) and paths.num_tokens(1) == 4000
-    kept, ignored = paths.filter_indices_by_size(paths.ordered_indices(), (9000, 10))
-    assert kept.tolist() == [1, 2] and ignored == [0]
-    batch = paths.collater([paths[0], paths[1]])
-    assert batch["id"].tolist() == [0, 1] and batch["nsentences"] == 2 and batch["target"] is None
-    assert set(batch["net_input"]) == {"src_tokens", "src_lengths"}
-    assert batch["net_input"]["src_lengths"].tolist() == [16_000, 4000]
-    expected = dataset(data)[3]["source"]
-    assert torch.equal(batch["net_input"]["src_tokens"][0], expected)
-    raw = AudioPathsDataset([f"{root}/3.wav"], [16_000], False, None)
-    assert torch.equal(raw[0]["source"], dataset(data, normalize=False)[3]["source"])
-    assert paths.collater([]) == {}
-
-
-def test_audio_paths_through_fairseqs_iterator(data):
-    lengths = LENGTHS[:5]
-    paths = AudioPathsDataset([f"{row}.wav" for row in range(5)], lengths, True, str(data.parent))
-    iterator = Task(None).get_batch_iterator(
-        paths, max_tokens=20_000, max_positions=(10**9, 1024), required_batch_size_multiple=8
-    )
-    ids = [row for batch in iterator.next_epoch_itr(shuffle=False) for row in batch["id"].tolist()]
-    assert sorted(ids) == list(range(5))
