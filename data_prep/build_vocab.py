@@ -1,11 +1,11 @@
 r"""Trains a SentencePiece model on manifests and writes it with the fairseq dictionary it needs.
 
-    $ python -m data_prep.build_vocab --manifests data/train.tsv --vocab-size 1000 --langs en fr \
+    $ python -m data_prep.build_vocab --manifests data/train.tsv --vocab-size 200 --langs en fr \
           --out data
-    data/spm.model: 1000 pieces; data/dict.txt: 998 symbols, 2 of them language tags
+    data/spm.model: 200 pieces; data/dict.txt: 198 symbols, 2 of them language tags
     $ python -m data_prep.build_vocab --manifests data/train.tsv --column src_text \
           --model-type char --out data
-    data/spm_src.model: 75 pieces; data/dict_src.txt: 71 symbols, 0 of them language tags
+    data/spm_src.model: 70 pieces; data/dict_src.txt: 66 symbols, 0 of them language tags
 
 The first is what targets are written with, the second what an auxiliary CTC loss spells transcripts
 with. fairseq gives every piece the number that it has in the SentencePiece model, and language tags
@@ -102,16 +102,20 @@ def build_vocab(
     infix = COLUMN_INFIX[column]
     model_file = ReplacedFile(out_dir / f"spm{infix}.model")
     dictionary_file = ReplacedFile(out_dir / f"dict{infix}.txt")
-    model_file.temporary.write_bytes(serialized)
-    lines = "".join(f"{symbol} 1\n" for symbol in symbols)
-    dictionary_file.temporary.write_bytes(lines.encode())
-    # A piece that fairseq would read back as another symbol must not go unnoticed.
-    if load_dictionary(dictionary_file.temporary) != pieces + list(tags):
-        raise ValueError("the dictionary does not read back with the numbers of the model")
-    # Whenever a run is killed, a dictionary that is there belongs to the model.
-    dictionary_file.path.unlink(missing_ok=True)
-    model_file.commit()
-    dictionary_file.commit()
+    try:
+        model_file.temporary.write_bytes(serialized)
+        lines = "".join(f"{symbol} 1\n" for symbol in symbols)
+        dictionary_file.temporary.write_bytes(lines.encode())
+        # A piece that fairseq would read back as another symbol must not go unnoticed.
+        if load_dictionary(dictionary_file.temporary) != pieces + list(tags):
+            raise ValueError("the dictionary does not read back with the numbers of the model")
+        # Whenever a run is killed, a dictionary that is there belongs to the model.
+        dictionary_file.path.unlink(missing_ok=True)
+        model_file.commit()
+        dictionary_file.commit()
+    finally:
+        model_file.discard()
+        dictionary_file.discard()
     return Vocabulary(model_file.path, dictionary_file.path, len(pieces), len(symbols), tags)
 
 

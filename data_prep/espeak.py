@@ -32,8 +32,8 @@ PARAMETER_RATE, PARAMETER_VOLUME, PARAMETER_PITCH = 1, 2, 3
 ESPEAK_RATE = 22_050
 # Words a minute that espeak-ng accepts.
 MIN_RATE, MAX_RATE = 80, 450
-# Of 100, espeak-ng's usual volume, which a few voices clip at.
-VOLUME = 75
+# Half of espeak-ng's usual volume, at which some voices clip.
+VOLUME = 50
 # espeak-ng cuts longer paths to its data off (N_PATH_HOME) and then looks in other folders.
 MAX_DATA_PATH = 150
 
@@ -217,8 +217,8 @@ def _answer(espeak: Espeak, line: bytes) -> None:
         try:
             wave = espeak.speak(Request(*json.loads(line)))
             _send({"bytes": len(wave)}, wave)
-        except RuntimeError as error:
-            _send({"error": str(error)})
+        except Exception as error:
+            _send({"error": f"{type(error).__name__}: {error}"})
         os._exit(0)
     finally:
         os._exit(1)
