@@ -27,8 +27,9 @@ if ! "$python" -m venv --clear "$venv"; then
 fi
 
 say "installing $(grep -c == "$lock") packages of $lock"
+# What builds the packages that have no wheel; wheel needs packaging.
 # shellcheck disable=SC2046  # one argument a package
-pip install --no-deps $(pinned 'pip|setuptools|wheel')
+pip install --no-deps $(pinned 'packaging|pip|setuptools|wheel')
 grep -viE '^(#|pip==|torch==|fairseq)' "$lock" > "$venv/lock.txt"
 pip install --no-deps --no-build-isolation --requirement "$venv/lock.txt"
 

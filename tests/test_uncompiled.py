@@ -146,6 +146,17 @@ def test_bleu_counts_equal_compiled():
     assert _counts(scorers[0]) == _counts(scorers[1])
 
 
+def test_bleu_equals_recorded():
+    """The line was recorded from the compiled functions of fairseq-fixed 0.12.3.1."""
+    scorer = _python_scorer()
+    for ref, pred in _bleu_cases(500):
+        scorer.add(ref, pred)
+    assert scorer.result_string() == (
+        "BLEU4 = 2.07, 37.2/6.1/0.9/0.1 (BP=0.988, ratio=0.988, syslen=3487, reflen=3528)"
+    )
+    assert _counts(scorer)["match4"] == 2
+
+
 def test_bleu_counts_by_hand():
     scorer = _python_scorer()
     scorer.add(torch.IntTensor([5, 6, 7, 8, 2]), torch.IntTensor([5, 6, 6, 8, 2, 1]))
