@@ -52,10 +52,14 @@ def read_hypotheses(path: Path) -> Dict[int, str]:
                 continue
             cells = line.rstrip("\n").split("\t", 2)
             if len(cells) != 3 or not cells[0][2:].isdigit():
-                raise ValueError(f"{path}:{number}: expected 'D-ROW<tab>score<tab>text', found {line!r}")
+                raise ValueError(
+                    f"{path}:{number}: expected 'D-ROW<tab>score<tab>text', found {line!r}"
+                )
             hypotheses.setdefault(int(cells[0][2:]), cells[2])
     if not hypotheses:
-        raise ValueError(f"{path}: expected fairseq-generate's output, found no line that starts with D-")
+        raise ValueError(
+            f"{path}: expected fairseq-generate's output, found no line that starts with D-"
+        )
     return hypotheses
 
 

@@ -73,7 +73,9 @@ def run_fairseq() -> Callable[..., "subprocess.CompletedProcess[str]"]:
             timeout=600,
         )
         if check and result.returncode != 0:
-            pytest.fail(f"{' '.join(line)}\nexited with {result.returncode}:\n{result.stdout[-6000:]}")
+            pytest.fail(
+                f"{' '.join(line)}\nexited with {result.returncode}:\n{result.stdout[-6000:]}"
+            )
         return result
 
     return run
@@ -87,7 +89,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = root / "text"
     text.mkdir()
     rows = {
-        "es": ["el gato come pan", "la niña bebe agua", "el perro rojo corre", "una casa muy grande"],
+        "es": [
+            "el gato come pan",
+            "la niña bebe agua",
+            "el perro rojo corre",
+            "una casa muy grande",
+        ],
         "fr": ["le chat mange du pain", "la fille boit de l'eau", "le chien court", "une maison"],
         "en": ["the cat eats bread", "the girl drinks water", "the dog runs fast", "a big house"],
     }
@@ -110,8 +117,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _concatenate([root / f"{pair}" / f"{split}.tsv" for pair in ("es-en", "fr-en", "en-fr")],
                      data / f"{split}.tsv")  # fmt: skip
     manifests = [data / "train.tsv"]
-    _run_module("data_prep.build_vocab", "--manifests", *manifests, "--column", "tgt_text",
-                "--vocab-size", "60", "--model-type", "bpe", "--langs", "en", "fr", "--out", data)  # fmt: skip
+    _run_module("data_prep.build_vocab", "--manifests", *manifests,
+                "--vocab-size", "60", "--langs", "en", "fr", "--out", data)  # fmt: skip
     _run_module("data_prep.build_vocab", "--manifests", *manifests, "--column", "src_text",
                 "--vocab-size", "60", "--model-type", "char", "--out", data)  # fmt: skip
     return data

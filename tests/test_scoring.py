@@ -34,7 +34,9 @@ def test_chinese_is_split_into_characters():
     assert corpus_scores(hypotheses, references, "zh")["bleu"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("lowercase", "char_level"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("lowercase", "char_level"), [(False, False), (True, False), (False, True)]
+)
 def test_fairseq_scorer_prints_true_signatures(lowercase, char_level):
     cfg = SimpleNamespace(
         sacrebleu_tokenizer="13a", sacrebleu_lowercase=lowercase, sacrebleu_char_level=char_level
@@ -51,8 +53,6 @@ def test_fairseq_scorer_prints_true_signatures(lowercase, char_level):
     assert f"BLEU = {expected:.2f}" in printed
     assert f"case:{'lc' if lowercase else 'mixed'}|eff:no|tok:{tokenizer}|" in printed
     assert "chrF2 = " in printed and "|nc:6|nw:0|" in printed
-
-
 
 
 class FakeManifest:

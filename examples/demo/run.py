@@ -73,7 +73,9 @@ class Demo:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(stdin)
         process.stdin.close()
-        bar = tqdm(total=updates, unit="update", disable=not updates, file=sys.stdout, mininterval=2)
+        bar = tqdm(
+            total=updates, unit="update", disable=not updates, file=sys.stdout, mininterval=2
+        )
         with open(path, "w", encoding="utf-8") as file:
             for text in process.stdout:
                 file.write(text)
@@ -93,7 +95,11 @@ def _show_progress(bar: "tqdm[None]", text: str) -> None:
     entry = json.loads(match[2])
     prefix = "valid_" if match[1] == "valid" else ""
     bar.update(int(entry[f"{prefix}num_updates"]) - bar.n)
-    shown = {key: entry[prefix + key] for key in ("nll_loss", "ctc_loss", "bleu") if prefix + key in entry}
+    shown = {
+        key: entry[prefix + key]
+        for key in ("nll_loss", "ctc_loss", "bleu")
+        if prefix + key in entry
+    }
     bar.set_postfix(shown)
 
 
@@ -172,7 +178,9 @@ def write_results(demo: Demo) -> None:
     }
     path = demo.out / "results.json"
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"{path}: {seconds['total']:.0f} s in all, of which {seconds['install']:.0f} s installation")
+    print(
+        f"{path}: {seconds['total']:.0f} s in all, of which {seconds['install']:.0f} s installation"
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -108,7 +108,9 @@ def prepare_spoken_digits(
     recordings = read_recordings(recordings_path)
     speakers = sorted({speaker for speaker, _, _ in recordings})
     if test_speaker not in speakers:
-        raise ValueError(f"--test-speaker: expected one of {', '.join(speakers)}, found {test_speaker}")
+        raise ValueError(
+            f"--test-speaker: expected one of {', '.join(speakers)}, found {test_speaker}"
+        )
     heard = [speaker for speaker in speakers if speaker != test_speaker]
     takes = sorted({take for _, take, _ in recordings})
     splits = {
@@ -146,7 +148,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recordings", type=Path, required=True, help="zip or folder of recordings")
+    parser.add_argument(
+        "--recordings", type=Path, required=True, help="zip or folder of recordings"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--test-speaker", default="theo", help="the voice kept for testing")
     parser.add_argument("--train", type=int, default=3000, help="training sequences")

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
+from fairseq_samu import compat
 from fairseq_samu.data.audio import SAMPLE_RATE, audio_duration
 from fairseq_samu.data.audio_presence import check_audio_present
 from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
 from fairseq_samu.data.text_codec import TextCodec
+from fairseq_samu.pair_metrics import log_pair_losses, log_translation_scores
 from fairseq_samu.scoring import STATISTICS_SIZE, PairScorer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,9 @@ class SpeechToTextSamuConfig(FairseqDataclass):
     )
     dictionary: str = field(
         default="dict.txt",
-        metadata={"help": "target dictionary, one 'symbol count' a line; relative to the data folder"},
+        metadata={
+            "help": "target dictionary, one 'symbol count' a line; relative to the data folder"
+        },
     )
     sentencepiece_model: str = field(
         default="spm.model",
@@ -47,11 +50,15 @@ class SpeechToTextSamuConfig(FairseqDataclass):
     )
     transcript_dictionary: Optional[str] = field(
         default=None,
-        metadata={"help": "dictionary of the transcripts (src_text), for CTC; relative to the data folder"},
+        metadata={
+            "help": "dictionary of the transcripts (src_text), for CTC; relative to the data folder"
+        },
     )
     transcript_sentencepiece_model: Optional[str] = field(
         default=None,
-        metadata={"help": "SentencePiece model of the transcripts, for CTC; relative to the data folder"},
+        metadata={
+            "help": "SentencePiece model of the transcripts, for CTC; relative to the data folder"
+        },
     )
     normalize: ChoiceEnum(["utterance", "none"]) = field(  # type: ignore[valid-type]
         default="utterance",
@@ -62,7 +69,9 @@ class SpeechToTextSamuConfig(FairseqDataclass):
     )
     max_source_positions: int = field(
         default=480_000,
-        metadata={"help": "longest utterance in 16 kHz samples; longer rows are left out and reported"},
+        metadata={
+            "help": "longest utterance in 16 kHz samples; longer rows are left out and reported"
+        },
     )
     min_source_positions: int = field(
         default=400,
@@ -98,7 +107,9 @@ class SpeechToTextSamuConfig(FairseqDataclass):
     )
     lang_tag_map: str = field(
         default="",
-        metadata={"help": "language → name inside the tag where they differ, e.g. fr=fr_XX,en=en_XX"},
+        metadata={
+            "help": "language → name inside the tag where they differ, e.g. fr=fr_XX,en=en_XX"
+        },
     )
     target_lang: Optional[str] = field(
         default=None,
@@ -106,7 +117,9 @@ class SpeechToTextSamuConfig(FairseqDataclass):
     )
     detokenizer: ChoiceEnum(["moses", "none"]) = field(  # type: ignore[valid-type]
         default="moses",
-        metadata={"help": "what to undo after the pieces are joined: Moses tokenisation, or nothing"},
+        metadata={
+            "help": "what to undo after the pieces are joined: Moses tokenisation, or nothing"
+        },
     )
     eval_bleu: bool = field(
         default=False,
@@ -151,6 +164,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self.speed_factors = _speed_factors(cfg.speed_perturbation)
         self._validation_generator: Any = None
         self._scorers: Dict[str, PairScorer] = {}
+        self._epoch_itrs: Dict[Any, Any] = {}
 
     @classmethod
     def setup_task(cls, cfg: SpeechToTextSamuConfig, **kwargs: Any) -> "SpeechToTextSamuTask":
@@ -215,8 +229,11 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
 
         Args:
             split: name of the manifest without ``.tsv``.
+            epoch: not used: the dataset is told when an epoch begins.
+            combine: not used: a split is one manifest, of any number of language pairs.
             task_cfg: given by fairseq-generate and fairseq-validate only, which want every split as it
                 is: no shuffling, re-sampling or speed perturbation.
+            **kwargs: what fairseq gives to other tasks.
 
         Raises:
             ManifestError: the manifest is missing or breaks its format.
@@ -240,7 +257,9 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             eos=self.target_dictionary.eos(),
             prefix_size=self.tags.prefix_size,
             normalize=self.cfg.normalize == "utterance",
-            encode_transcript=self.transcript_codec.encode_symbols if self.transcript_codec else None,
+            encode_transcript=self.transcript_codec.encode_symbols
+            if self.transcript_codec
+            else None,
             shuffle=training,
             seed=self.cfg.seed,
             alpha=self.alpha if training else 1.0,
@@ -256,12 +275,18 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         if dataset.overlong:
             logger.warning("%s: %s", path, dataset.overlong_report())
         if training and self.alpha != 1.0:
-            logger.info("%s: re-sampled with alpha %g: %s", path, self.alpha, dataset.drawn_report())
+            logger.info(
+                "%s: re-sampled with alpha %g: %s", path, self.alpha, dataset.drawn_report()
+            )
         self.datasets[split] = dataset
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Batches of a split, as fairseq makes them, with the share of padding in the log."""
         epoch_itr = super().get_batch_iterator(dataset, *args, **kwargs)
+        previous = self._epoch_itrs.get(dataset)
+        if previous is not None and previous is not epoch_itr:
+            compat.stop_workers(previous)
+        self._epoch_itrs[dataset] = epoch_itr
         batches = epoch_itr.frozen_batches
         if isinstance(dataset, SpeechToTextSamuDataset) and len(batches) > 0:
             logger.info(
@@ -383,66 +408,13 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
         """Log the criterion's values, then those of every language pair."""
         super().reduce_metrics(logging_outputs, criterion)
-        self._log_pair_losses(logging_outputs)
-        if any("pair_statistics" in log for log in logging_outputs):
-            self._log_translation_scores(logging_outputs)
-
-    def _log_pair_losses(self, logging_outputs: List[Dict[str, Any]]) -> None:
-        """nll (bits per token) and token accuracy (%) per pair, where there is more than one."""
-        if len(self.pairs) < 2 or not any("pair_nll" in log for log in logging_outputs):
-            return
-        nll, correct, ntokens = (
-            _sum_logged(logging_outputs, key).tolist()
-            for key in ("pair_nll", "pair_correct", "pair_ntokens")
-        )
-        for i, name in enumerate(_names(self.pairs)):
-            if ntokens[i] > 0:
-                bits = nll[i] / ntokens[i] / np.log(2)
-                metrics.log_scalar(f"nll_{name}", bits, ntokens[i], priority=200, round=3)
-                accuracy = 100.0 * correct[i] / ntokens[i]
-                metrics.log_scalar(f"accuracy_{name}", accuracy, ntokens[i], priority=201, round=2)
-
-    def _log_translation_scores(self, logging_outputs: List[Dict[str, Any]]) -> None:
-        """Bleu and chrf per pair and their means; meters add up statistics, scores come at the end."""
-        statistics = _sum_logged(logging_outputs, "pair_statistics").cpu().numpy()
-        seen = []
-        for i, name in enumerate(_names(self.pairs)):
-            if statistics[i].any():
-                metrics.log_scalar(f"_statistics_{name}", statistics[i])
-                seen.append(i)
-
-        def score(meters: Any, pair: int, which: int) -> float:
-            name = "-".join(self.pairs[pair])
-            sums = np.asarray(meters[f"_statistics_{name}"].sum)
-            return round(self._scorer(pair).scores(sums)[which], 2)
-
-        def mean(meters: Any, which: int) -> float:
-            present = [
-                i for i, name in enumerate(_names(self.pairs)) if f"_statistics_{name}" in meters
-            ]
-            return round(float(np.mean([score(meters, i, which) for i in present])), 2)
-
-        for which, metric in enumerate(("bleu", "chrf")):
-            metrics.log_derived(metric, lambda meters, which=which: mean(meters, which))
-            if len(self.pairs) > 1:
-                for i in seen:
-                    metrics.log_derived(
-                        f"{metric}_{'-'.join(self.pairs[i])}",
-                        lambda meters, i=i, which=which: score(meters, i, which),
-                    )
+        log_pair_losses(logging_outputs, _names(self.pairs))
+        scorers = [self._scorer(pair) for pair in range(len(self.pairs))]
+        log_translation_scores(logging_outputs, _names(self.pairs), scorers)
 
 
 def _names(pairs: Sequence[Tuple[str, str]]) -> List[str]:
     return ["-".join(pair) for pair in pairs]
-
-
-def _sum_logged(logging_outputs: List[Dict[str, Any]], key: str) -> torch.Tensor:
-    """Sum of a vector that batches log; earlier batches may know fewer pairs than later ones."""
-    values = [log[key] for log in logging_outputs if key in log]
-    total = torch.zeros_like(max(values, key=len))
-    for value in values:
-        total[: len(value)] += value
-    return total
 
 
 def _load_dictionary(path: Path) -> Dictionary:

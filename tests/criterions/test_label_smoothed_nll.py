@@ -102,7 +102,9 @@ def test_pairs_are_logged_apart():
         model.logits.log_softmax(-1)[:, 1:].reshape(-1, 9), sample()["target"][:, 1:].reshape(-1),
         ignore_index=1, reduction="none",
     ).view(2, 3).sum(1)  # fmt: skip
-    torch.testing.assert_close(log["pair_nll"], torch.stack([nll[1], torch.tensor(0.0), nll[0]]).detach())
+    torch.testing.assert_close(
+        log["pair_nll"], torch.stack([nll[1], torch.tensor(0.0), nll[0]]).detach()
+    )
     assert log["pair_ntokens"].tolist() == [3, 0, 2]
     best = model.logits.argmax(-1)[:, 1:].eq(sample()["target"][:, 1:])
     assert log["pair_correct"].tolist() == [int(best[1].sum()), 0, int(best[0, :2].sum())]

@@ -8,7 +8,12 @@ from fairseq.data import Dictionary
 from fairseq_samu.data.language_tags import LanguageTags
 from fairseq_samu.data.text_codec import TextCodec
 
-SENTENCES = ["the cat eats bread", "the girl drinks water", "l'eau est là", "a big red house & garden"]
+SENTENCES = [
+    "the cat eats bread",
+    "the girl drinks water",
+    "l'eau est là",
+    "a big red house & garden",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,9 @@ def dictionary(model_path):
 
 @pytest.fixture(scope="module")
 def codec(model_path, dictionary):
-    return TextCodec(model_path, dictionary, LanguageTags("<lang:{}>", {}, dictionary), detokenize=True)
+    return TextCodec(
+        model_path, dictionary, LanguageTags("<lang:{}>", {}, dictionary), detokenize=True
+    )
 
 
 def test_tokens_are_tag_pieces_eos(codec, model_path, dictionary):

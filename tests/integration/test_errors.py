@@ -47,7 +47,9 @@ def test_missing_audio(data, failing_run):
 
 def test_missing_column(data, failing_run):
     path = data / "train.tsv"
-    path.write_text(path.read_text(encoding="utf-8").replace("n_frames", "frames", 1), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("n_frames", "frames", 1), encoding="utf-8"
+    )
     output = failing_run(data)
     assert "train.tsv:1" in output and "n_frames" in output
 
@@ -99,7 +101,14 @@ def test_overlong_rows_are_reported_for_every_split(
     edit(data / "dev.tsv", 2, "n_frames", "100000000")
     edit(data / "train.tsv", 5, "n_frames", "100000000")
     result = run_fairseq(
-        "train", data, *tiny_model, *tiny_training, "--max-update", "1", "--save-dir", tmp_path / "c"
+        "train",
+        data,
+        *tiny_model,
+        *tiny_training,
+        "--max-update",
+        "1",
+        "--save-dir",
+        tmp_path / "c",
     )
     before_training = result.stdout.split("begin training epoch")[0]
     for split, row in (("dev", 2), ("train", 5)):
@@ -122,7 +131,9 @@ def test_checkpoint_of_another_vocabulary(data, run_fairseq, tiny_model, tiny_tr
     assert "dictionary" in result.stdout
 
 
-def test_checkpoint_of_another_normalisation(data, run_fairseq, tiny_model, tiny_training, tmp_path):
+def test_checkpoint_of_another_normalisation(
+    data, run_fairseq, tiny_model, tiny_training, tmp_path
+):
     run_fairseq("train", data, *tiny_model, *tiny_training, "--max-update", "1",
                 "--disable-validation", "--save-dir", tmp_path / "c")  # fmt: skip
     result = run_fairseq(

@@ -60,14 +60,18 @@ def test_every_row_gets_the_tag_of_its_target_language(corpus, generated):
 def test_bleu_is_that_of_the_sacrebleu_command(tmp_path, generated):
     hypotheses, references = lines(generated, "D"), lines(generated, "T")
     for name, texts in (("hyp", hypotheses), ("ref", references)):
-        (tmp_path / name).write_text("".join(f"{texts[i]}\n" for i in sorted(texts)), encoding="utf-8")
+        (tmp_path / name).write_text(
+            "".join(f"{texts[i]}\n" for i in sorted(texts)), encoding="utf-8"
+        )
     for metric, printed in (("bleu", r"BLEU = ([\d.]+)"), ("chrf", r"chrF2 = ([\d.]+)")):
         expected = subprocess.run(
             [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref"), "-i", str(tmp_path / "hyp"),
              "-m", metric, "-b", "-w", "2"],
             check=True, stdout=subprocess.PIPE, text=True,
         ).stdout  # fmt: skip
-        assert float(re.findall(printed, generated)[-1]) == pytest.approx(float(expected), abs=0.005)
+        assert float(re.findall(printed, generated)[-1]) == pytest.approx(
+            float(expected), abs=0.005
+        )
     assert re.search(r"nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:", generated)
 
 

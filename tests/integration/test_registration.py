@@ -82,7 +82,9 @@ def test_after_pip_install(installed: Path, tmp_path: Path) -> None:
     check([installed / "fairseq_samu"], tmp_path, before="import fairseq_samu", path=installed)
 
 
-def test_a_name_is_enough_where_fairseq_is_installed_beside(installed: Path, tmp_path: Path) -> None:
+def test_a_name_is_enough_where_fairseq_is_installed_beside(
+    installed: Path, tmp_path: Path
+) -> None:
     """fairseq looks for a user directory beside its own package: in site-packages that is the plugin."""
     import fairseq
 
@@ -90,7 +92,9 @@ def test_a_name_is_enough_where_fairseq_is_installed_beside(installed: Path, tmp
     site.mkdir()
     # Copied, not linked: fairseq's "beside my package" goes through the link's target.
     shutil.copytree(
-        Path(fairseq.__file__).parent, site / "fairseq", ignore=shutil.ignore_patterns("__pycache__")
+        Path(fairseq.__file__).parent,
+        site / "fairseq",
+        ignore=shutil.ignore_patterns("__pycache__"),
     )
     shutil.copytree(installed / "fairseq_samu", site / "fairseq_samu")
     check(["fairseq_samu"], tmp_path, path=site)

@@ -43,7 +43,14 @@ NO_DROPOUT = [
 def test_two_workers_equal_one_with_accumulation(
     corpus, tiny_model, tiny_training, run_fairseq, tmp_path
 ):
-    common = [*tiny_model, *tiny_training, *NO_DROPOUT, "--max-update", "20", "--disable-validation"]
+    common = [
+        *tiny_model,
+        *tiny_training,
+        *NO_DROPOUT,
+        "--max-update",
+        "20",
+        "--disable-validation",
+    ]
     single = run_fairseq(
         "train", corpus, *common, "--update-freq", "2", "--save-dir", tmp_path / "single"
     )

@@ -1,0 +1,83 @@
+"""What training and validation log for every language pair."""
+
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+import torch
+from fairseq.logging import metrics
+
+from fairseq_samu.scoring import PairScorer
+
+
+def log_pair_losses(logging_outputs: List[Dict[str, Any]], names: Sequence[str]) -> None:
+    """Log nll (bits per token) and token accuracy (%) per pair, where there is more than one.
+
+    Args:
+        logging_outputs: of the criterion, with ``pair_nll`` (nats), ``pair_correct`` and
+            ``pair_ntokens``, each a sum of shape (pairs,).
+        names: of the pairs, ``src-tgt``.
+    """
+    if len(names) < 2 or not any("pair_nll" in log for log in logging_outputs):
+        return
+    nll, correct, ntokens = (
+        _total(logging_outputs, key).tolist()
+        for key in ("pair_nll", "pair_correct", "pair_ntokens")
+    )
+    # Pairs that came later than these logs have no entry in them yet.
+    for i, name in enumerate(names[: len(nll)]):
+        if ntokens[i] > 0:
+            bits = nll[i] / ntokens[i] / np.log(2)
+            metrics.log_scalar(f"nll_{name}", bits, ntokens[i], priority=200, round=3)
+            accuracy = 100.0 * correct[i] / ntokens[i]
+            metrics.log_scalar(f"accuracy_{name}", accuracy, ntokens[i], priority=201, round=2)
+
+
+def log_translation_scores(
+    logging_outputs: List[Dict[str, Any]], names: Sequence[str], scorers: Sequence[PairScorer]
+) -> None:
+    """Log ``bleu`` and ``chrf``, means over pairs, and those of every pair where there are several.
+
+    fairseq calls this once a batch: meters add up the statistics, and scores are worked out from the
+    sums when the epoch's values are read.
+
+    Args:
+        logging_outputs: with ``pair_statistics``, sums of shape (pairs, 28).
+        names: of the pairs, ``src-tgt``.
+        scorers: of the pairs.
+    """
+    if not any("pair_statistics" in log for log in logging_outputs):
+        return
+    statistics = _total(logging_outputs, "pair_statistics").cpu().numpy()
+    seen = [i for i in range(len(statistics)) if statistics[i].any()]
+    for i in seen:
+        metrics.log_scalar(_meter(names[i]), statistics[i])
+
+    def score(meters: Any, pair: int, metric: int) -> float:
+        sums = np.asarray(meters[_meter(names[pair])].sum)
+        return scorers[pair].scores(sums)[metric]
+
+    def mean(meters: Any, metric: int) -> float:
+        present = [i for i, name in enumerate(names) if _meter(name) in meters]
+        return round(float(np.mean([score(meters, i, metric) for i in present])), 2)
+
+    for number, metric in enumerate(("bleu", "chrf")):
+        metrics.log_derived(metric, lambda meters, number=number: mean(meters, number))
+        for i in seen if len(names) > 1 else []:
+            metrics.log_derived(
+                f"{metric}_{names[i]}",
+                lambda meters, i=i, number=number: round(score(meters, i, number), 2),
+            )
+
+
+def _meter(name: str) -> str:
+    """Name of the meter of a pair's statistics; fairseq does not print names that begin with _."""
+    return f"_statistics_{name}"
+
+
+def _total(logging_outputs: List[Dict[str, Any]], key: str) -> torch.Tensor:
+    """Sum of what batches log; those before a split was opened may know fewer pairs."""
+    values = [log[key] for log in logging_outputs if key in log]
+    total = torch.zeros_like(max(values, key=len))
+    for value in values:
+        total[: len(value)] += value
+    return total

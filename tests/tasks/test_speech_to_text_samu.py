@@ -1,0 +1,93 @@
+"""The task's own decisions: iterators, language pairs, options that contradict each other."""
+
+from argparse import Namespace
+
+import pytest
+
+import fairseq_samu  # noqa: F401  (compat before fairseq's iterators)
+from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
+
+
+def setup(data, **options):
+    """A task over a data folder; interpolated options get fairseq's defaults."""
+    cfg = SpeechToTextSamuConfig(data=str(data), train_subset="train", seed=1, **options)
+    return SpeechToTextSamuTask.setup_task(cfg)
+
+
+def test_splits_share_one_numbering_of_language_pairs(corpus, tmp_path):
+    header, *rows = (corpus / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    french = [row for row in rows if row.split("\t")[6:8] == ["fr", "en"]]
+    assert french
+    for name in ("dict.txt", "spm.model"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    (tmp_path / "dev.tsv").write_text("\n".join([header, *french]) + "\n", encoding="utf-8")
+    (tmp_path / "train.tsv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    task = setup(tmp_path)
+    task.load_dataset("dev")
+    task.load_dataset("train")
+    assert task.pairs == [("fr", "en"), ("en", "fr"), ("es", "en")]
+    for split in ("dev", "train"):
+        dataset = task.dataset(split)
+        batch = dataset.collater([dataset[i] for i in range(len(dataset.manifest))])
+        named = [task.pairs[i] for i in batch["pair"].tolist()]
+        assert named == [dataset.manifest.pairs[i] for i in dataset.manifest.pair_ids]
+
+
+def test_transcripts_are_ctc_labels_without_eos(corpus):
+    task = setup(
+        corpus,
+        transcript_dictionary="dict_src.txt",
+        transcript_sentencepiece_model="spm_src.model",
+    )
+    task.load_dataset("dev")
+    dataset = task.dataset("dev")
+    transcript = dataset.collater([dataset[0]])["transcript"][0]
+    spelled = task.transcript_dictionary.string(transcript).replace(" ", "").replace("▁", " ")
+    assert spelled.strip() == dataset.manifest.cell(0, "src_text")
+    assert task.transcript_dictionary.eos() not in transcript
+
+
+def test_only_the_training_split_of_a_training_run_is_shuffled(corpus):
+    task = setup(corpus, speed_perturbation="0.9,1.1", sampling_alpha=0.5)
+    task.load_dataset("train")
+    assert task.dataset("train").shuffle and task.dataset("train").speed_factors == (0.9, 1.1)
+    task.load_dataset("dev")
+    assert not task.dataset("dev").shuffle and not task.dataset("dev").speed_factors
+    task.load_dataset("train", task_cfg=Namespace())  # as fairseq-generate does
+    assert not task.dataset("train").shuffle and task.dataset("train").alpha == 1.0
+
+
+def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
+    """Left to the garbage collector they would hold up training for 5 s each."""
+    task = setup(corpus)
+    task.load_dataset("train")
+    old_workers = []
+    for epoch in (1, 2):
+        itr = task.get_batch_iterator(
+            task.dataset("train"), max_tokens=10**6, num_workers=1, epoch=epoch
+        )
+        assert not any(worker.is_alive() for worker in old_workers)
+        assert sum(batch["nsentences"] for batch in itr.next_epoch_itr()) == len(
+            task.dataset("train")
+        )
+        old_workers = list(itr.dataloader._iterator._workers)
+        assert len(old_workers) == 1 and old_workers[0].is_alive()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"sampling_alpha": 0.5, "sampling_temperature": 2.0}, "one of them"),
+    ({"sampling_temperature": 0.0}, "--sampling-temperature > 0"),
+    ({"speed_perturbation": "0.9;1.1"}, "--speed-perturbation"),
+    ({"speed_perturbation": "0.1,1"}, "between 0.5 and 2"),
+    ({"transcript_dictionary": "dict_src.txt"}, "go together"),
+    ({"dictionary": "absent.txt"}, "absent.txt"),
+    ({"lang_tag_template": "<lang>"}, "one {}"),
+])  # fmt: skip
+def test_unusable_options(corpus, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        setup(corpus, **options)
+
+
+def test_no_data_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        setup(tmp_path / "absent")
