@@ -100,7 +100,7 @@ def test_forked_worker_reads_it(path):
 def test_spawned_worker_gets_the_path_and_no_vectors(path):
     embeddings = open_embeddings(path)
     pickled = pickle.dumps(embeddings)
-    assert len(pickled) < 600
+    assert b"numpy" not in pickled
     assert torch.equal(pickle.loads(pickled)[4], embeddings[4])
 
 
