@@ -131,6 +131,11 @@ class TextDecoder(TransformerDecoderBase):
         super().__init__(cfg, dictionary, embed_tokens)
         for layer in self.layers:
             layer.layerdrop = layerdrop
+        # A buffer of sinusoids that fairseq 0.12.2 saves and never fills, so that checkpoints of equal
+        # runs differ.
+        unfilled = getattr(self.embed_positions, "_float_tensor", None)
+        if unfilled is not None:
+            unfilled.zero_()
 
     def build_decoder_layer(
         self, cfg: TransformerConfig, no_encoder_attn: bool = False

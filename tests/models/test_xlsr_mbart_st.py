@@ -324,6 +324,17 @@ def test_adaptors(given: dict[str, Any], kind: type) -> None:
     assert shortened == -(-frames // factor)
 
 
+@pytest.mark.parametrize("given", [{}, {**XLSR, **MBART, "ctc": True}], ids=["base", "mbart"])
+def test_one_seed_builds_one_model(given: dict[str, Any]) -> None:
+    states = []
+    for junk in (1e30, -7.0):
+        del_me = [torch.full((n,), junk) for n in (1, 1, 1, 20, 24, 48, 1024)]
+        del del_me  # memory that is handed out uninitialised now differs
+        states.append(make_model(**given).state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 def test_what_the_task_settles_is_recorded() -> None:
     cfg = make_cfg()
     Task(input_normalization="none").build_model(cfg.model)
