@@ -22,7 +22,6 @@ $(INSTALLED): setup.py $(LOCK) scripts/install.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 		"$(PYTHON) is not Python 3.11 or newer: name one with PYTHON=..., or see make test-py310" >&2; exit 1; }
 	@scripts/install.sh "$(PYTHON)" $(VENV) $(LOCK)
-	@touch $@
 
 .PHONY: demo
 demo: install ## speak, train, translate, score: results in demo_out

@@ -7,6 +7,8 @@
 #   TORCH        another requirement than the lock's, such as torch==2.13.0+cu130
 #   TORCH_INDEX  where to look for it, besides where pip looks anyway: an index of CPU or CUDA wheels
 #
+# VENV/.installed tells when it was last done, VENV/.install_seconds how long it took from nothing.
+#
 # fairseq's own requirements are not followed: they would bring torchaudio, and the newest torch with CUDA
 # into a build environment of its own. fairseq is built without its compiled parts: that takes seconds
 # instead of one to two minutes, needs no compiler, and fairseq_samu/compat.py replaces what is missing.
@@ -20,10 +22,15 @@ say() { echo "[$((SECONDS - started)) s] $*"; }
 pip() { "$venv/bin/python" -m pip --quiet --quiet --no-input --disable-pip-version-check "$@"; }
 pinned() { grep -iE "^($1)==" "$lock"; }
 
-say "$("$python" --version) makes $venv"
-if ! "$python" -m venv --clear "$venv"; then
-    echo "$python cannot make virtual environments; on Debian and Ubuntu its package python3-venv is missing" >&2
-    exit 1
+made=
+if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
+    made=yes
+    say "$("$python" --version) makes $venv"
+    if ! "$python" -m venv --clear "$venv"; then
+        echo "$python cannot make virtual environments; on Debian and Ubuntu, its package ending in" \
+            "-venv is missing" >&2
+        exit 1
+    fi
 fi
 
 say "installing $(grep -c == "$lock") packages of $lock"
@@ -43,5 +50,9 @@ READTHEDOCS=1 pip install --no-deps --no-build-isolation "$(pinned 'fairseq(-fix
 
 say "installing this project"
 pip install --no-deps --no-build-isolation --editable .
-echo "$((SECONDS - started))" > "$venv/.install_seconds"
+
+if [[ $made ]]; then
+    echo "$((SECONDS - started))" > "$venv/.install_seconds"
+fi
+touch "$venv/.installed"
 say "done"

@@ -20,7 +20,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))'; then
     echo "$python is not Python 3.10; name one with PYTHON310=..." >&2
     exit 1
 fi
-if [[ $# -eq 0 || $lock -nt $venv/.install_seconds ]]; then
+if [[ $# -eq 0 || $lock -nt $venv/.installed ]]; then
     scripts/install.sh "$python" "$venv" "$lock"
 fi
 if [[ $# -eq 1 ]]; then
