@@ -22,9 +22,7 @@ say() { echo "[$((SECONDS - started)) s] $*"; }
 pip() { "$venv/bin/python" -m pip --quiet --quiet --no-input --disable-pip-version-check "$@"; }
 pinned() { grep -iE "^($1)==" "$lock"; }
 
-made=
 if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
-    made=yes
     say "$("$python" --version) makes $venv"
     if ! "$python" -m venv --clear "$venv"; then
         echo "$python cannot make virtual environments; on Debian and Ubuntu, its package ending in" \
@@ -51,7 +49,7 @@ READTHEDOCS=1 pip install --no-deps --no-build-isolation "$(pinned 'fairseq(-fix
 say "installing this project"
 pip install --no-deps --no-build-isolation --editable .
 
-if [[ $made ]]; then
+if [[ ! -f $venv/.install_seconds ]]; then
     echo "$((SECONDS - started))" > "$venv/.install_seconds"
 fi
 touch "$venv/.installed"
