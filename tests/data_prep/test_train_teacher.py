@@ -177,15 +177,17 @@ class FixedVectors:
 def test_retrieval_counts_translations_that_are_the_nearest():
     vectors = {"a": [1, 0], "b": [0.8, 0.6], "A": [0.8, 0.6], "B": [0, 1]}
     meanings = [{"en": "a", "de": "A"}, {"en": "b", "de": "B"}, {"en": "b"}]
-    # A is nearest to b, B to b; but a is nearest to A, b to A.
-    assert measure_retrieval(FixedVectors(vectors), meanings, "en") == {"de": (2, 0.5, 0.5)}
-    # Now b is nearest to B.
-    vectors["B"] = [0.75, 0.661]
+    # A and B are both nearest to b; but a is nearest to A, b to A.
+    found = measure_retrieval(FixedVectors(vectors), meanings, "en")
+    assert found == {"de": (2, 0.5, 0.5, pytest.approx((0.8 + 0.6) / 2))}
+    # Both are nearest to b still, and b is nearest to B.
+    vectors["A"], vectors["B"] = [0.9, 0.436], [0.75, 0.661]
+    found = measure_retrieval(FixedVectors(vectors), meanings, "en")
+    assert (found["de"].to_pivot, found["de"].from_pivot) == (0.5, 1.0)
+    # A is nearest to a now.
     vectors["A"] = [0.96, 0.28]
-    assert measure_retrieval(FixedVectors(vectors), meanings, "en") == {"de": (2, 1.0, 1.0)}
-    # A and B are both nearest to b; b is nearest to B, a to A.
-    vectors["A"] = [0.9, 0.436]
-    assert measure_retrieval(FixedVectors(vectors), meanings, "en") == {"de": (2, 0.5, 1.0)}
+    found = measure_retrieval(FixedVectors(vectors), meanings, "en")
+    assert (found["de"].to_pivot, found["de"].from_pivot) == (1.0, 1.0)
 
 
 def test_retrieval_is_that_of_scikit_learn():
@@ -264,7 +266,7 @@ class TestWithSentenceTransformers:
     def test_transformer_learns(self, tmp_path):
         recipe = replace(RECIPE, architecture="transformer", learning_rate=2e-3)
         found = train_teacher.train_teacher(MEANINGS, tmp_path / "out", recipe, 100, "cpu")
-        assert min(found["de"][1:] + found["es"][1:]) >= 0.9
+        assert min(found["de"][1:3] + found["es"][1:3]) >= 0.9
 
     def test_leftovers_of_a_killed_run_are_no_part_of_the_folder(self, tmp_path):
         leftover = tmp_path / ".out.tmp" / "rubbish"
