@@ -5,7 +5,11 @@ models and the criterions explicitly: fairseq scans ``tasks/`` and ``models/`` o
 to import a user directory, and never scans ``criterions/``.
 """
 
+import logging
 from pathlib import Path
+
+# Importing fairseq logs that tensorboardX would be nice for text-to-speech.
+logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
 
 from fairseq_samu import compat
 

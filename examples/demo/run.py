@@ -18,7 +18,7 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
-from fairseq_samu.data.manifest import Manifest
+from data_prep.manifest import read_column
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 USER_DIR = REPOSITORY / "fairseq_samu"
@@ -128,8 +128,6 @@ def generate(demo: Demo) -> None:
     """Translate the test split and score it per language pair."""
     output = demo.call(
         "fairseq_cli.generate", demo.data, "--user-dir", USER_DIR, "--task", "speech_to_text_samu",
-        "--transcript-dictionary", "dict_src.txt",
-        "--transcript-sentencepiece-model", "spm_src.model",
         "--gen-subset", "test", "--path", demo.out / "translation" / "checkpoint_best.pt",
         "--beam", "5", "--max-len-b", "40", "--max-tokens", "1600000", "--scoring", "sacrebleu",
         "--cpu", "--no-progress-bar", log="generate",
@@ -145,23 +143,25 @@ def generate(demo: Demo) -> None:
 
 def translate_one_file(demo: Demo) -> None:
     """Write one utterance of the test split to a file and translate it by its path."""
-    manifest = Manifest(demo.data / "test.tsv")
-    archive, offset, length = manifest.cell(0, "audio").rsplit(":", 2)
+    audio, spoken, reference = (
+        next(iter(read_column(demo.data / "test.tsv", column)))
+        for column in ("audio", "src_text", "tgt_text")
+    )
+    archive, offset, length = audio.rsplit(":", 2)
     path = demo.out / "one_utterance.flac"
     with open(demo.data / archive, "rb") as file:
         file.seek(int(offset))
         path.write_bytes(file.read(int(length)))
     output = demo.call(
         "fairseq_cli.interactive", demo.data, "--user-dir", USER_DIR,
-        "--task", "speech_to_text_samu", "--transcript-dictionary", "dict_src.txt",
-        "--transcript-sentencepiece-model", "spm_src.model", "--target-lang", TARGET_LANG,
+        "--task", "speech_to_text_samu", "--target-lang", TARGET_LANG,
         "--path", demo.out / "translation" / "checkpoint_best.pt", "--beam", "5",
         "--max-len-b", "40", "--cpu", log="interactive", stdin=f"{path}\n",
     )  # fmt: skip
     hypothesis = next(line for line in output.splitlines() if line.startswith("D-0"))
-    print(f"   spoken:     {manifest.cell(0, 'src_text')}")
+    print(f"   spoken:     {spoken}")
     print(f"   translated: {hypothesis.split(chr(9))[2]}")
-    print(f"   reference:  {manifest.cell(0, 'tgt_text')}")
+    print(f"   reference:  {reference}")
 
 
 def write_results(demo: Demo) -> None:
