@@ -1,5 +1,6 @@
 """What training and validation log for every language pair."""
 
+import math
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ def log_pair_losses(logging_outputs: List[Dict[str, Any]], names: Sequence[str])
     # Pairs that came later than these logs have no entry in them yet.
     for i, name in enumerate(names[: len(nll)]):
         if ntokens[i] > 0:
-            bits = nll[i] / ntokens[i] / np.log(2)
+            bits = nll[i] / ntokens[i] / math.log(2)  # a numpy number would need unpickling
             metrics.log_scalar(f"nll_{name}", bits, ntokens[i], priority=200, round=3)
             accuracy = 100.0 * correct[i] / ntokens[i]
             metrics.log_scalar(f"accuracy_{name}", accuracy, ntokens[i], priority=201, round=2)

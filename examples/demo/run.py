@@ -89,11 +89,11 @@ class Demo:
 
 def _show_progress(bar: "tqdm[None]", text: str) -> None:
     """Move the bar by a line of fairseq's JSON log."""
-    match = re.search(r"\| (train_inner|valid) \| (\{.*\})", text)
+    match = re.search(r"\| (train_inner|dev) \| (\{.*\})", text)
     if match is None:
         return
     entry = json.loads(match[2])
-    prefix = "valid_" if match[1] == "valid" else ""
+    prefix = "dev_" if match[1] == "dev" else ""
     bar.update(int(entry[f"{prefix}num_updates"]) - bar.n)
     shown = {
         key: entry[prefix + key]

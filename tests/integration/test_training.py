@@ -136,13 +136,13 @@ def test_bleu_at_validation_is_the_best_checkpoint_metric(
         "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric",
     )  # fmt: skip
     valid = [json.loads(line[line.index("{") :]) for line in result.stdout.splitlines()
-             if "| valid |" in line]  # fmt: skip
+             if "| dev |" in line]  # fmt: skip
     assert len(valid) == 2
     for pair in ("es-en", "fr-en", "en-fr"):
         for metric in ("bleu", "chrf", "nll", "accuracy"):
-            assert f"valid_{metric}_{pair}" in valid[-1]
-    mean = sum(float(valid[-1][f"valid_chrf_{pair}"]) for pair in ("es-en", "fr-en", "en-fr")) / 3
-    assert float(valid[-1]["valid_chrf"]) == pytest.approx(mean, abs=0.02)
+            assert f"dev_{metric}_{pair}" in valid[-1]
+    mean = sum(float(valid[-1][f"dev_chrf_{pair}"]) for pair in ("es-en", "fr-en", "en-fr")) / 3
+    assert float(valid[-1]["dev_chrf"]) == pytest.approx(mean, abs=0.02)
     assert (tmp_path / "checkpoint_best.pt").is_file()
     assert "% padding" in result.stdout
 
