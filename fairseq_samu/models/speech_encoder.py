@@ -34,7 +34,7 @@ class SpeechEncoderConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "fairseq checkpoint of a wav2vec 2.0 or XLS-R encoder to start from; the "
-            "encoder's sizes come from it, and what is trained from it does not need it any more"
+            "encoder's sizes come from it, and to translate with the result it is not needed"
         },
     )
     encoder_extractor_mode: EXTRACTOR_MODES = field(  # type: ignore[valid-type]

@@ -38,13 +38,13 @@ class MaskedGroupNorm(nn.Module):
             lengths: valid frames, at least one a row, shape (B,).
 
         Returns:
-            A tensor like ``x``; padded frames hold the bias.
+            A tensor like ``x``, without meaning where padded.
         """
-        valid = ~padding_mask(lengths, x.size(2)).unsqueeze(1)  # (B, 1, T)
-        count = lengths.to(torch.float32).view(-1, 1, 1)
+        valid = ~padding_mask(lengths, x.size(2)).unsqueeze(1)
+        share = valid / lengths.view(-1, 1, 1)  # (B, 1, T), of the mean; 0 where padded
         wide = x.float()
-        mean = (wide * valid).sum(dim=2, keepdim=True) / count
-        centred = (wide - mean) * valid
-        variance = centred.square().sum(dim=2, keepdim=True) / count
+        mean = (wide * share).sum(dim=2, keepdim=True)
+        centred = wide - mean
+        variance = (centred.square() * share).sum(dim=2, keepdim=True)
         scale = torch.rsqrt(variance + self.eps) * self.weight.float().view(1, -1, 1)
-        return (centred * scale + self.bias.float().view(1, -1, 1)).type_as(x)
+        return torch.addcmul(self.bias.float().view(1, -1, 1), centred, scale).type_as(x)

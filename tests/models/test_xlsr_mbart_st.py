@@ -12,7 +12,7 @@ from fairseq import checkpoint_utils, models
 from fairseq.data import Dictionary
 from fairseq.models.ema import EMA
 from fairseq.models.speech_to_text.xm_transformer import set_default_transformer_decoder_args
-from fairseq.models.transformer import Embedding, TransformerDecoder
+from fairseq.models.transformer import Embedding, TransformerConfig, TransformerDecoder
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
@@ -200,7 +200,8 @@ def test_preparing_for_inference_changes_nothing() -> None:
 
 def test_a_config_leaves_no_trace_in_the_next() -> None:
     make_model(decoder_layers=3, decoder_ffn_embed_dim=12)
-    assert compat.fresh_transformer_config().decoder.layers == 6
+    assert TransformerConfig().decoder.layers == 6
+    assert TransformerConfig().decoder.ffn_embed_dim == 2048
 
 
 # --- Gradients ------------------------------------------------------------------------------------
@@ -277,6 +278,8 @@ def test_gradients_in_single_precision_equal_those_in_double(given: dict[str, An
 def test_bfloat16_model_trains(given: dict[str, Any]) -> None:
     model = make_model(ctc=True, mask_prob=0.3, **given).bfloat16().train()
     wave, lengths, tokens = make_batch([3000, 2000])
+    _, extra = model(wave.bfloat16(), lengths, tokens)
+    assert model.get_ctc_output(extra["encoder_out"])[0].dtype == torch.float32
     loss = training_loss(model, (wave.bfloat16(), lengths, tokens))
     loss.backward()
     assert torch.isfinite(loss)
