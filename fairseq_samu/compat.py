@@ -52,6 +52,9 @@ from fairseq_samu import uncompiled
 # can be given under the name that the file stores.
 _TORCH_READS_SAFELY = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
 
+# How numpy pickles scalars and arrays.
+_PICKLED_FUNCTIONS = ("scalar", "_reconstruct")
+
 
 def apply() -> None:
     """Make fairseq work with the installed versions. A second call changes nothing."""
@@ -111,7 +114,7 @@ def _checkpoint_globals() -> dict[str, Any]:
     named = {f"{item.__module__}.{item.__qualname__}": item for item in allowed}
     named["typing.Any"] = typing.Any
     multiarray = _numpy_multiarray()
-    for function in ("scalar", "_reconstruct"):
+    for function in _PICKLED_FUNCTIONS:
         named[f"numpy.core.multiarray.{function}"] = getattr(multiarray, function)
         named[f"numpy._core.multiarray.{function}"] = getattr(multiarray, function)
     return named
@@ -129,12 +132,19 @@ def _name_numpy_2_modules() -> None:
     """Let numpy before 1.26 read the scalars and arrays that numpy 2 pickled.
 
     Without it, fairseq on Python 3.10 cannot read a checkpoint that Python 3.11 wrote with numpy 2
-    ("No module named 'numpy._core'"). numpy 1.26 ships the same alias for this purpose.
+    ("No module named 'numpy._core'"). numpy 1.26 ships a stub of that name for this purpose.
+
+    The stub holds what pickles name and is no package: compiled code asks for
+    ``numpy._core._multiarray_umath`` first, and must not find a second copy of it.
     """
     multiarray = _numpy_multiarray()
     if multiarray.__name__ == "numpy.core.multiarray":
-        sys.modules.setdefault("numpy._core", importlib.import_module("numpy.core"))
-        sys.modules.setdefault("numpy._core.multiarray", multiarray)
+        stub = types.ModuleType("numpy._core.multiarray", "names that numpy 2 writes into pickles")
+        for function in _PICKLED_FUNCTIONS:
+            setattr(stub, function, getattr(multiarray, function))
+        parent = types.ModuleType("numpy._core", stub.__doc__)
+        vars(parent)["multiarray"] = stub
+        sys.modules[parent.__name__], sys.modules[stub.__name__] = parent, stub
 
 
 def _allow_checkpoint_globals() -> None:

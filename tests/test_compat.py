@@ -210,6 +210,25 @@ def test_works_without_compiled_parts(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_libraries_compiled_for_numpy_load_afterwards(tmp_path):
+    """They look for numpy 2 by importing a module of it, whose stub must not be taken for it."""
+    pytest.importorskip("sklearn")
+    done = _run(
+        """
+        import fairseq_samu
+        import numpy
+        from sklearn.neighbors import NearestNeighbors
+
+        points = numpy.random.default_rng(0).normal(size=(50, 4))
+        for _ in range(20):
+            nearest = NearestNeighbors(n_neighbors=1, metric="cosine").fit(points)
+            assert (nearest.kneighbors(points)[1][:, 0] == numpy.arange(50)).all()
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_broken_torchaudio_goes_unnoticed(tmp_path):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libtorchaudio.so')")
