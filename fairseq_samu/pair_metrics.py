@@ -33,6 +33,25 @@ def log_pair_losses(logging_outputs: List[Dict[str, Any]], names: Sequence[str])
             metrics.log_scalar(f"accuracy_{name}", accuracy, ntokens[i], priority=201, round=2)
 
 
+def log_pair_distances(logging_outputs: List[Dict[str, Any]], names: Sequence[str]) -> None:
+    """Log the distance to the teacher per pair, where there is more than one.
+
+    Args:
+        logging_outputs: of the criterion, with ``pair_distance`` and ``pair_nsentences``, each a sum
+            of shape (pairs,).
+        names: of the pairs, ``src-tgt``.
+    """
+    if len(names) < 2 or not any("pair_distance" in log for log in logging_outputs):
+        return
+    distance, sentences = (
+        _total(logging_outputs, key).tolist() for key in ("pair_distance", "pair_nsentences")
+    )
+    for i, name in enumerate(names[: len(distance)]):
+        if sentences[i] > 0:
+            mean = distance[i] / sentences[i]
+            metrics.log_scalar(f"distance_{name}", mean, sentences[i], priority=200, round=4)
+
+
 def log_translation_scores(
     logging_outputs: List[Dict[str, Any]], names: Sequence[str], scorers: Sequence[PairScorer]
 ) -> None:

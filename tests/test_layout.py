@@ -14,8 +14,8 @@ ALLOWED = {
     "data": {"data"},
     "pretrained": {"pretrained", "compat"},
     "models": {"models", "modules", "pretrained", "compat"},
-    "criterions": set(),
-    "tasks": {"data", "scoring", "pair_metrics", "compat"},
+    "criterions": {"criterions"},
+    "tasks": {"data", "scoring", "pair_metrics", "retrieval", "compat"},
 }
 #: What of fairseq they may import; None = anything.
 FAIRSEQ = {"modules": (), "data": ("fairseq.data",), "data_prep": ()}

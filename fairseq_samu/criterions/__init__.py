@@ -4,5 +4,11 @@ from fairseq_samu.criterions.label_smoothed_nll import (
     LabelSmoothedNllConfig,
     LabelSmoothedNllCriterion,
 )
+from fairseq_samu.criterions.mse_to_labse import MseToLabseConfig, MseToLabseCriterion
 
-__all__ = ["LabelSmoothedNllConfig", "LabelSmoothedNllCriterion"]
+__all__ = [
+    "LabelSmoothedNllConfig",
+    "LabelSmoothedNllCriterion",
+    "MseToLabseConfig",
+    "MseToLabseCriterion",
+]

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple
 
 import torch
-import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor
+
+from fairseq_samu.criterions.ctc_loss import ctc_loss
 
 
 @dataclass
@@ -118,30 +119,16 @@ class LabelSmoothedNllCriterion(FairseqCriterion):  # type: ignore[misc]
             )
 
         if self.ctc_weight > 0:
-            ctc_loss = self.compute_ctc_loss(model, net_output, sample)
-            loss = loss + self.ctc_weight * ctc_loss
-            logging_output["ctc_loss"] = ctc_loss.data
+            blank = self.task.transcript_dictionary.bos()
+            ctc = ctc_loss(model, net_output[1]["encoder_out"], sample, blank)
+            loss = loss + self.ctc_weight * ctc
+            logging_output["ctc_loss"] = ctc.data
             logging_output["transcript_ntokens"] = sample["transcript_lengths"].sum()
 
         sample_size = sample["nsentences"] if self.sentence_avg else sample["ntokens"]
         logging_output["loss"] = loss.data
         logging_output["sample_size"] = sample_size
         return loss, sample_size, logging_output
-
-    def compute_ctc_loss(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> Tensor:
-        """−log p(transcript) under CTC, summed over the batch; the blank is the dictionary's <s>."""
-        log_probs, lengths = model.get_ctc_output(net_output[1]["encoder_out"])
-        return F.ctc_loss(
-            log_probs.float(),
-            sample["transcript"],
-            lengths,
-            sample["transcript_lengths"],
-            blank=self.task.transcript_dictionary.bos(),
-            reduction="sum",
-            # An utterance with fewer frames than symbols has no alignment and an infinite loss; it
-            # would turn the whole update into NaN.
-            zero_infinity=True,
-        )
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

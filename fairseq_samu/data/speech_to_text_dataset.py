@@ -22,6 +22,7 @@ from fairseq_samu.data.audio import (
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.manifest_index import ManifestError
 from fairseq_samu.data.sampling import resample_rows, resampling_ratios
+from fairseq_samu.data.teacher_embeddings import TeacherEmbeddings
 from fairseq_samu.data.waveform_dataset import WaveformDataset, collate_sources
 
 #: Shuffled epochs blur lengths by up to this share before sorting: batches change, padding hardly.
@@ -95,6 +96,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
         min_samples: int,
         max_samples: int,
         max_target_tokens: int,
+        teacher: TeacherEmbeddings | None = None,
         pair_codes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -102,6 +104,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
         self.audio_root = audio_root
         self.encode_target = encode_target
         self.encode_transcript = encode_transcript
+        self.teacher = teacher
         self.pad = pad
         self.eos = eos
         self.prefix_size = prefix_size
@@ -290,6 +293,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
             "transcript": transcript,
             "pair": self.pair_codes[self.manifest.pair_ids[index]],
             "tgt_text": self.manifest.cell(index, "tgt_text"),
+            "teacher": None if self.teacher is None else self.teacher[index],
         }
 
     def collater(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -300,13 +304,13 @@ class SpeechToTextSamuDataset(WaveformDataset):
 
         Returns:
             {} for no items, else
-            ``id`` LongTensor (B,): rows; ``nsentences``: B; ``ntokens``: target tokens that are
-            trained; ``net_input``: ``src_tokens`` FloatTensor (B, S), padded with zeros,
-            ``src_lengths`` LongTensor (B,), ``prev_output_tokens`` LongTensor (B, L): targets with
-            </s> in front; ``target`` LongTensor (B, L); ``prefix_tokens`` LongTensor (B,
-            prefix_size) or None; ``pair`` LongTensor (B,); ``tgt_text``: B strings; with
-            transcripts also ``transcript`` LongTensor (B, L') and ``transcript_lengths`` LongTensor
-            (B,).
+            ``id`` LongTensor (B,): rows; ``nsentences``: B; ``ntokens``: target tokens that are trained;
+            ``net_input``: ``src_tokens`` FloatTensor (B, S), padded with zeros, ``src_lengths`` LongTensor
+            (B,), ``prev_output_tokens`` LongTensor (B, L): targets with </s> in front;
+            ``target`` LongTensor (B, L); ``prefix_tokens`` LongTensor (B, prefix_size) or None;
+            ``pair`` LongTensor (B,); ``tgt_text``: B strings; ``manifest``: its path;
+            with transcripts ``transcript`` LongTensor (B, L') and ``transcript_lengths`` LongTensor (B,);
+            with a teacher ``teacher`` FloatTensor (B, E).
         """
         if not items:
             return {}
@@ -324,11 +328,14 @@ class SpeechToTextSamuDataset(WaveformDataset):
             prefix_tokens=target[:, : self.prefix_size] if self.prefix_size else None,
             pair=torch.tensor([item["pair"] for item in items]),
             tgt_text=[item["tgt_text"] for item in items],
+            manifest=self.manifest.path,
         )
         if self.encode_transcript is not None:
             transcripts = [item["transcript"] for item in items]
             batch["transcript"] = data_utils.collate_tokens(transcripts, self.pad)
             batch["transcript_lengths"] = torch.tensor([len(tokens) for tokens in transcripts])
+        if self.teacher is not None:
+            batch["teacher"] = torch.stack([item["teacher"] for item in items])
         return batch
 
     def _read_wave(self, row: int) -> NDArray[np.float32]:

@@ -77,6 +77,11 @@ class TeacherEmbeddings:
         """Number of rows."""
         return len(self._vectors)
 
+    @property
+    def vectors(self) -> NDArray[np.float16]:
+        """All vectors, memory-mapped, shape (rows, D)."""
+        return self._vectors
+
     def __getitem__(self, row: int) -> Tensor:
         """Vector of a row, shape (D,) float32, of length 1 up to the rounding of float16."""
         return torch.from_numpy(self._vectors[row].astype(np.float32))

@@ -1,8 +1,10 @@
 """Models; importing this package registers them and their named architectures with fairseq."""
 
 from fairseq_samu.models.architectures import register_presets
+from fairseq_samu.models.samu_xlsr import SamuXlsrConfig, SamuXlsrModel
 from fairseq_samu.models.xlsr_mbart_st import XlsrMbartStConfig, XlsrMbartStModel
 
+register_presets("samu_xlsr")
 register_presets("xlsr_mbart_st")
 
-__all__ = ["XlsrMbartStConfig", "XlsrMbartStModel"]
+__all__ = ["SamuXlsrConfig", "SamuXlsrModel", "XlsrMbartStConfig", "XlsrMbartStModel"]

@@ -1,21 +1,23 @@
 """Speech translation: wav2vec 2.0 encoder, length adaptor, Transformer (mBART) decoder."""
 
-import hashlib
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.models.transformer import Embedding, TransformerConfig, TransformerDecoderBase
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
-from omegaconf import II, DictConfig, OmegaConf, open_dict
+from omegaconf import II
 from torch import Tensor, nn
 
 from fairseq_samu import compat
+from fairseq_samu.models.recorded_model import (
+    RecordedModel,
+    agree_with_task,
+    has_ctc_head,
+    record,
+)
 from fairseq_samu.models.speech_encoder import (
     SpeechEncoder,
     SpeechEncoderConfig,
@@ -23,8 +25,6 @@ from fairseq_samu.models.speech_encoder import (
 )
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, NoAdaptor
-
-logger = logging.getLogger(__name__)
 
 ADAPTORS = ChoiceEnum(["none", "linear", "conv"])
 ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
@@ -145,7 +145,7 @@ class TextDecoder(TransformerDecoderBase):
 
 
 @register_model("xlsr_mbart_st", dataclass=XlsrMbartStConfig)
-class XlsrMbartStModel(FairseqEncoderDecoderModel):
+class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
     """XLS-R encoder → length adaptor → mBART decoder.
 
     A checkpoint records its vocabularies and the normalisation of its input, and refuses others.
@@ -184,19 +184,16 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):
         Raises:
             ValueError: options, checkpoint and task do not fit together.
         """
-        _agree_with_task(cfg, task)
+        agree_with_task(cfg, task)
         frames = build_speech_frames(cfg)
         transcripts: Dictionary | None = None
         ctc_head: nn.Linear | None = None
-        if cfg.ctc and task.transcript_dictionary is None:
-            # As it should be when translating with a trained model.
-            logger.warning("--ctc is left out: the task has no --transcript-dictionary")
-        elif cfg.ctc:
+        if has_ctc_head(cfg, task):
             transcripts = task.transcript_dictionary
             ctc_head = nn.Linear(cfg.encoder_embed_dim, len(transcripts))
         encoder = SpeechEncoder(frames, _build_adaptor(cfg), ctc_head)
         decoder = _build_decoder(cfg, task.target_dictionary)
-        _record(cfg)
+        record(cfg)
         return cls(encoder, decoder, task.target_dictionary, transcripts)
 
     def forward(
@@ -216,123 +213,6 @@ class XlsrMbartStModel(FairseqEncoderDecoderModel):
         logits, extra = self.decoder(prev_output_tokens, encoder_out=encoder_out)
         extra["encoder_out"] = encoder_out
         return logits, extra
-
-    def get_ctc_output(self, encoder_out: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the transcript's symbols.
-
-        Args:
-            encoder_out: output of the encoder.
-
-        Returns:
-            Float32 log-probabilities (T, B, V) and the frames of every utterance (B,).
-
-        Raises:
-            ValueError: the model has no CTC head.
-        """
-        if not encoder_out["ctc_logits"]:
-            raise ValueError("the model was built without a CTC head: give it --ctc")
-        log_probs = encoder_out["ctc_logits"][0].float().log_softmax(dim=-1)
-        return log_probs, (~encoder_out["speech_padding_mask"][0]).sum(dim=1)
-
-    def register_vocabulary(self, name: str, dictionary: Dictionary) -> None:
-        """Keep the size and a hash of the vocabulary in the state dict.
-
-        fairseq's moving averages of the weights spare only buffers whose name has "version" in it,
-        and averaging checkpoints keeps whole numbers below 2^48 exact.
-        """
-        digest = hashlib.sha256("\n".join(dictionary.symbols).encode()).digest()
-        record = torch.tensor([len(dictionary), int.from_bytes(digest[:6], "big")])
-        self.register_buffer(name, record)
-
-    def load_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        strict: bool = True,
-        model_cfg: Any = None,
-        args: Any = None,
-    ) -> Any:
-        """Load weights after checking that they belong to these vocabularies and sizes.
-
-        Without transcripts the model has no CTC head, and that of the checkpoint is left out.
-
-        Args:
-            state_dict: the weights.
-            strict: whether names have to match exactly.
-            model_cfg: options of the checkpoint, which fairseq uses to prune layers.
-            args: the same, in old checkpoints.
-
-        Returns:
-            What ``torch.nn.Module.load_state_dict`` returns.
-
-        Raises:
-            ValueError: another vocabulary, or weights of another shape.
-        """
-        if self.encoder.ctc_head is None:
-            unused = ("encoder.ctc_head.", "transcript_vocabulary_version")
-            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(unused)}
-        self._check_vocabularies(state_dict)
-        self._check_sizes(state_dict)
-        return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
-
-    def _check_vocabularies(self, state_dict: Mapping[str, Any]) -> None:
-        own = self.state_dict()
-        for name, what, option in (
-            ("vocabulary_version", "target", "--dictionary"),
-            ("transcript_vocabulary_version", "transcript", "--transcript-dictionary"),
-        ):
-            if name not in state_dict or name not in own:
-                continue
-            (size, digest), (own_size, own_digest) = state_dict[name].tolist(), own[name].tolist()
-            if (size, digest) == (own_size, own_digest):
-                continue
-            found = f"{own_size}" if own_size != size else f"{own_size} other ones"
-            raise ValueError(
-                f"the checkpoint was trained with a {what} vocabulary of {size} symbols, the "
-                f"task's has {found}: give the task the files the checkpoint was trained with "
-                f"({option} and its SentencePiece model)"
-            )
-
-    def _check_sizes(self, state_dict: Mapping[str, Any]) -> None:
-        own = self.state_dict()
-        different = [
-            f"{name}: checkpoint {tuple(weight.shape)}, model {tuple(own[name].shape)}"
-            for name, weight in state_dict.items()
-            if name in own and weight.shape != own[name].shape
-        ]
-        if different:
-            more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
-            raise ValueError(
-                "the checkpoint's weights have other sizes than the model's, whose options have to "
-                "be those it was trained with:\n  " + "\n  ".join(different[:8]) + more
-            )
-
-
-def _agree_with_task(cfg: Any, task: Any) -> None:
-    """Take from the task what belongs to both, and check what a checkpoint recorded of it."""
-    if OmegaConf.is_interpolation(cfg, "max_target_positions"):
-        cfg.max_target_positions = task.cfg.max_target_positions
-    if OmegaConf.is_interpolation(cfg, "input_normalization"):
-        cfg.input_normalization = task.input_normalization
-    if cfg.input_normalization != task.input_normalization:
-        raise ValueError(
-            f"the model was trained with input normalisation '{cfg.input_normalization}', the task "
-            f"gives '{task.input_normalization}': pass --normalize {cfg.input_normalization}"
-        )
-
-
-def _record(cfg: Any) -> None:
-    """Write what was settled while building back to the options that checkpoints keep.
-
-    fairseq builds models from a merged copy of ``cfg.model``, whose parent is still the whole
-    configuration.
-    """
-    whole = cfg._get_parent()
-    saved = None if whole is None else whole.get("model")
-    if isinstance(saved, DictConfig):
-        with open_dict(saved):
-            settled: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-            for name, value in settled.items():
-                saved[name] = value
 
 
 def _build_adaptor(cfg: Any) -> nn.Module:

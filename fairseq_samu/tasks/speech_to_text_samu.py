@@ -19,8 +19,14 @@ from fairseq_samu.data.audio_presence import check_audio_present
 from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
+from fairseq_samu.data.teacher_embeddings import TeacherEmbeddings
 from fairseq_samu.data.text_codec import TextCodec
-from fairseq_samu.pair_metrics import log_pair_losses, log_translation_scores
+from fairseq_samu.pair_metrics import (
+    log_pair_distances,
+    log_pair_losses,
+    log_translation_scores,
+)
+from fairseq_samu.retrieval import EmbeddingCollector, log_retrieval
 from fairseq_samu.scoring import STATISTICS_SIZE, PairScorer
 
 logger = logging.getLogger(__name__)
@@ -58,6 +64,13 @@ class SpeechToTextSamuConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "SentencePiece model of the transcripts, for CTC; relative to the data folder"
+        },
+    )
+    teacher: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "name of the teacher whose sentence embeddings SPLIT.TEACHER.npy lie beside the "
+            "manifests (data_prep.embed_text writes them), for samu_xlsr"
         },
     )
     normalize: ChoiceEnum(["utterance", "none"]) = field(  # type: ignore[valid-type]
@@ -165,6 +178,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self._validation_generator: Any = None
         self._scorers: Dict[str, PairScorer] = {}
         self._epoch_itrs: Dict[Any, Any] = {}
+        self._collectors: Dict[str, EmbeddingCollector] = {}
+        self._teacher_dim: Optional[int] = None
 
     @classmethod
     def setup_task(cls, cfg: SpeechToTextSamuConfig, **kwargs: Any) -> "SpeechToTextSamuTask":
@@ -205,6 +220,14 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     def source_dictionary(self) -> None:
         """None: the source is a waveform."""
         return None
+
+    @property
+    def teacher_dim(self) -> Optional[int]:
+        """Width of the sentence embeddings of ``--teacher``; None without one."""
+        if self.cfg.teacher is not None and self._teacher_dim is None:
+            manifest = Manifest(Path(self.cfg.data) / f"{self.cfg.train_subset}.tsv")
+            self._teacher_dim = TeacherEmbeddings(manifest, self.cfg.teacher).dim
+        return self._teacher_dim
 
     @property
     def input_normalization(self) -> str:
@@ -267,6 +290,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             min_samples=self.cfg.min_source_positions,
             max_samples=self.cfg.max_source_positions,
             max_target_tokens=self.cfg.max_target_positions,
+            teacher=TeacherEmbeddings(manifest, self.cfg.teacher) if self.cfg.teacher else None,
             pair_codes=[self.pairs.index(pair) for pair in manifest.pairs],
         )
         hours = manifest.n_frames.sum() / SAMPLE_RATE / 3600
@@ -381,6 +405,10 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     ) -> Tuple[Any, int, Dict[str, Any]]:
         """Loss of a validation batch and, with ``--eval-bleu``, statistics of its translation."""
         loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if "embedding" in logging_output:
+            collector = self._collectors.setdefault(sample["manifest"], EmbeddingCollector())
+            collector.add(sample["id"], logging_output.pop("embedding"))
+            self._log_retrieval(sample["manifest"])
         if self.cfg.eval_bleu:
             logging_output["pair_statistics"] = self._translation_statistics(sample, model)
         return loss, sample_size, logging_output
@@ -405,10 +433,21 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             self._scorers[target_lang] = PairScorer(target_lang)
         return self._scorers[target_lang]
 
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Forget the utterance vectors of the last validation."""
+        self._collectors.clear()
+
+    def _log_retrieval(self, path: str) -> None:
+        """Log retrieval over a whole split, to be worked out when all its vectors are there."""
+        dataset = next(d for d in self.datasets.values() if d.manifest.path == path)
+        collector, teacher, manifest = self._collectors[path], dataset.teacher, dataset.manifest
+        log_retrieval(collector, teacher.vectors, manifest.pair_ids, _names(manifest.pairs))
+
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
         """Log the criterion's values, then those of every language pair."""
         super().reduce_metrics(logging_outputs, criterion)
         log_pair_losses(logging_outputs, _names(self.pairs))
+        log_pair_distances(logging_outputs, _names(self.pairs))
         scorers = [self._scorer(pair) for pair in range(len(self.pairs))]
         log_translation_scores(logging_outputs, _names(self.pairs), scorers)
 

@@ -1,0 +1,100 @@
+"""SAMU-XLS-R: padding, gradients, checkpoints, and a head that is really trained."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq import models
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import merge_with_parent
+from omegaconf import OmegaConf
+
+import fairseq_samu.models  # noqa: F401  (registers the model)
+from fairseq_samu.criterions import MseToLabseCriterion
+from fairseq_samu.models import SamuXlsrConfig
+
+SIZES = {
+    "encoder_conv_layers": "[(8, 20, 10), (16, 8, 4), (16, 4, 4)]", "encoder_layers": 2,
+    "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
+    "encoder_conv_pos": 4, "encoder_conv_pos_groups": 2, "encoder_dropout": 0.0,
+    "encoder_attention_dropout": 0.0,
+}  # fmt: skip
+
+
+def make_task(teacher_dim=6, transcripts=False):
+    dictionary = Dictionary()
+    dictionary.add_symbol("a")
+    return SimpleNamespace(
+        target_dictionary=Dictionary(), transcript_dictionary=dictionary if transcripts else None,
+        input_normalization="utterance", teacher_dim=teacher_dim, pairs=[("es", "en")],
+        cfg=SimpleNamespace(teacher="labse", max_target_positions=10),
+    )  # fmt: skip
+
+
+def make_model(task=None, **options):
+    torch.manual_seed(1)
+    cfg = OmegaConf.create(
+        {"_name": "samu_xlsr", "input_normalization": "utterance", **SIZES, **options}
+    )
+    return models.build_model(cfg, task or make_task())
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max", "transformer"])
+def test_an_utterance_alone_and_in_a_padded_batch_is_one_vector(pooling):
+    model = make_model(pooling=pooling).eval()
+    wave = torch.randn(2, 4000)
+    wave[1, 2500:] = 0
+    batch = model(wave, torch.tensor([4000, 2500]))["embedding"]
+    alone = model(wave[1:, :2500], torch.tensor([2500]))["embedding"]
+    assert batch.shape == (2, 6)
+    torch.testing.assert_close(batch[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_moves_head_and_encoder():
+    """The public implementations have a pooling head that no optimiser ever steps."""
+    task = make_task(transcripts=True)
+    model = make_model(task, ctc=True).train()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sample = {
+        "net_input": {"src_tokens": torch.randn(3, 4000), "src_lengths": torch.tensor([4000] * 3)},
+        "teacher": torch.nn.functional.normalize(torch.randn(3, 6), dim=1),
+        "ntokens": 3, "nsentences": 3, "pair": torch.zeros(3, dtype=torch.long),
+        "transcript": torch.full((3, 2), 4), "transcript_lengths": torch.tensor([2, 2, 2]),
+    }  # fmt: skip
+    MseToLabseCriterion(task, "cosine", 10.0, 1.0)(model, sample)[0].backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == [], "distributed training would wait for these for ever"
+    optimizer.step()
+    after = dict(model.named_parameters())
+    for part in ("head.pooling", "head.projection", "encoder.wav2vec2.encoder", "encoder.ctc_head"):
+        moved = [not torch.equal(before[n], after[n]) for n in before if n.startswith(part)]
+        assert any(moved), part
+
+
+def test_width_comes_from_the_teacher_and_is_checked():
+    assert make_model(make_task(teacher_dim=9)).head.projection.out_features == 9
+    assert make_model(make_task(teacher_dim=None), sentence_dim=4).head.projection.out_features == 4
+    with pytest.raises(ValueError, match="width 4 .*found 6"):
+        make_model(sentence_dim=4)
+    with pytest.raises(ValueError, match="--teacher"):
+        make_model(make_task(teacher_dim=None))
+
+
+def test_settled_options_are_saved():
+    whole = OmegaConf.create(
+        {"model": {"_name": "samu_xlsr", "input_normalization": "utterance", **SIZES}}
+    )
+    models.build_model(whole.model, make_task())
+    assert whole.model.sentence_dim == 6
+    assert merge_with_parent(SamuXlsrConfig(), whole.model, True).sentence_dim == 6
+
+
+def test_checkpoint_of_other_transcripts_is_refused():
+    task = make_task(transcripts=True)
+    weights = make_model(task, ctc=True).state_dict()
+    other = make_task(transcripts=True)
+    other.transcript_dictionary.add_symbol("b")
+    with pytest.raises(ValueError, match="transcript vocabulary of 5 symbols"):
+        make_model(other, ctc=True).load_state_dict(weights)
+    make_model(make_task(), ctc=True).load_state_dict(weights)  # without transcripts: no CTC head
