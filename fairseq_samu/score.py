@@ -63,6 +63,42 @@ def read_hypotheses(path: Path) -> Dict[int, str]:
     return hypotheses
 
 
+def check_manifest(path: Path, manifest: Manifest) -> None:
+    """Check that the manifest is that of the split which was translated.
+
+    The references in the output went through the vocabulary, which may have changed some: more than
+    half of them have to be the manifest's.
+
+    Args:
+        path: fairseq-generate's output, with the references in ``T-`` lines.
+        manifest: the rows.
+
+    Raises:
+        ValueError: the manifest is another one; the message names the first row that differs.
+    """
+    different, first, count = 0, "", 0
+    with open(path, encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            row, tab, text = line.rstrip("\n").partition("\t")
+            if not (tab and row.startswith("T-") and row[2:].isdigit()):
+                continue
+            count += 1
+            number = int(row[2:])
+            expected = (
+                manifest.cell(number, "tgt_text") if number < len(manifest) else "no such row"
+            )
+            if text.split() != expected.split():
+                different += 1
+                first = (
+                    first or f"{manifest.location(number)}: {expected!r}, but {text!r} in {path}"
+                )
+    if different * 2 > count:
+        raise ValueError(
+            f"expected the manifest of the split that was translated, found {different} of {count} "
+            f"references to differ, the first in {first}"
+        )
+
+
 def group_by_pair(
     hypotheses: Dict[int, str], manifest: Manifest
 ) -> Dict[Tuple[str, str], PairTranslations]:
@@ -147,6 +183,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         manifest = Manifest(args.manifest)
         groups = group_by_pair(read_hypotheses(args.generated), manifest)
+        check_manifest(args.generated, manifest)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     scores = score_pairs(groups)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from fairseq_samu.score import group_by_pair, main, markdown_table, read_hypotheses, score_pairs
+from fairseq_samu.score import (
+    check_manifest,
+    group_by_pair,
+    main,
+    markdown_table,
+    read_hypotheses,
+    score_pairs,
+)
 from fairseq_samu.scoring import STATISTICS_SIZE, PairScorer, SignedSacrebleuScorer, corpus_scores
 
 HYPOTHESES = ["The cat sat on the mat.", "A dog barks loudly, at night!", "", "red house"]
@@ -69,6 +76,9 @@ class FakeManifest:
         assert column == "tgt_text"
         return REFERENCES[row]
 
+    def location(self, row):
+        return f"test.tsv:{row + 2}"
+
 
 def test_score_command_groups_by_pair(tmp_path):
     path = tmp_path / "generate.txt"
@@ -102,3 +112,14 @@ def test_command_explains_what_is_missing(tmp_path, capsys):
         main([str(tmp_path / "absent.txt"), "--manifest", str(tmp_path / "absent.tsv")])
     assert stop.value.code == 2
     assert "absent.tsv" in capsys.readouterr().err
+
+
+def test_the_manifest_of_another_split_is_refused(tmp_path):
+    path = tmp_path / "generate.txt"
+    path.write_text("".join(f"T-{i}\t{text}\n" for i, text in enumerate(REFERENCES)), "utf-8")
+    check_manifest(path, FakeManifest())
+    path.write_text(f"T-0\t{REFERENCES[0]}\nT-1\t{REFERENCES[1]}\nT-2\tnormalised\n", "utf-8")
+    check_manifest(path, FakeManifest())
+    path.write_text(f"T-0\t{REFERENCES[0]}\nT-1\tx\nT-2\ty\n", "utf-8")
+    with pytest.raises(ValueError, match=r"2 of 3 references.*test\.tsv:3"):
+        check_manifest(path, FakeManifest())

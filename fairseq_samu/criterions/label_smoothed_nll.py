@@ -26,7 +26,8 @@ class LabelSmoothedNllConfig(FairseqDataclass):
     ctc_weight: float = field(
         default=0.0,
         metadata={
-            "help": "weight of the CTC loss on the transcript, added to the translation loss; "
+            "help": "weight of the CTC loss of an utterance, added to its translation loss (the log "
+            "shows both per symbol, which do not add up); "
             "needs a model with --ctc and a task with --transcript-dictionary"
         },
     )

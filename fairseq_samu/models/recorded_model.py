@@ -141,7 +141,7 @@ def record(cfg: Any) -> None:
 def has_ctc_head(cfg: Any, task: Any) -> bool:
     """Whether the options ask for a CTC head and the task has transcripts for it."""
     if cfg.ctc and task.transcript_dictionary is None:
-        # As it should be when a trained model is used.
-        logger.warning("--ctc is left out: the task has no --transcript-dictionary")
+        # As it should be when a trained model is used; criterions refuse to train CTC without.
+        logger.info("no CTC head: the task has no --transcript-dictionary, translating needs none")
         return False
     return bool(cfg.ctc)

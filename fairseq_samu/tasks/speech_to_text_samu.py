@@ -21,6 +21,7 @@ from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
 from fairseq_samu.data.teacher_embeddings import TeacherEmbeddings
 from fairseq_samu.data.text_codec import TextCodec
+from fairseq_samu.generator import choose_generator
 from fairseq_samu.pair_metrics import (
     log_pair_distances,
     log_pair_losses,
@@ -259,10 +260,16 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             **kwargs: what fairseq gives to other tasks.
 
         Raises:
-            ManifestError: the manifest is missing or breaks its format.
+            FileNotFoundError: there is no such manifest.
+            ManifestError: the manifest breaks its format, or audio is missing.
             ValueError: a target language without a tag in the dictionary.
         """
         path = Path(self.cfg.data) / f"{split}.tsv"
+        if not path.is_file():
+            there = ", ".join(sorted(other.name for other in path.parent.glob("*.tsv"))) or "none"
+            raise FileNotFoundError(
+                f"{path}: expected a manifest, found no file; manifests there: {there}"
+            )
         manifest = Manifest(path)
         audio_root = self.cfg.audio_root or self.cfg.data
         check_audio_present(manifest, audio_root)
@@ -365,7 +372,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         extra_gen_cls_kwargs: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
     ) -> Any:
-        """fairseq's generator; language tags stay in its output, where the codec reads and drops them."""
+        """fairseq's generator; tags are not scored, and stay in its output for the codec to read."""
+        seq_gen_cls = seq_gen_cls or choose_generator(args, self.tags.prefix_size)
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs)
 
     def inference_step(

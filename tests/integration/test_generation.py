@@ -13,7 +13,7 @@ def checkpoint(corpus, tiny_model, tiny_training, run_fairseq, tmp_path_factory)
     """A model that has learnt enough to give different hypotheses for different speech."""
     save_dir = tmp_path_factory.mktemp("checkpoint")
     run_fairseq(
-        "train", corpus, *tiny_model, *tiny_training, "--max-update", "150", "--log-interval", "50",
+        "train", corpus, *tiny_model, *tiny_training, "--max-update", "400", "--log-interval", "50",
         "--disable-validation", "--save-dir", save_dir,
     )  # fmt: skip
     return save_dir / "checkpoint_last.pt"
@@ -55,6 +55,17 @@ def test_every_row_gets_the_tag_of_its_target_language(corpus, generated):
     for number, row in enumerate(rows):
         assert hypotheses[number].startswith(f"<lang:{row.split(chr(9))[column]}> ")
     assert not any("<lang" in text for text in lines(generated, "D").values())
+
+
+def test_the_tag_adds_nothing_to_the_score(generated):
+    """It is given and was never trained; the model's opinion of it means nothing."""
+    positional = lines(generated, "P")
+    assert positional
+    assert {text.split()[0] for text in positional.values()} == {"0.0000"}
+    for row, text in positional.items():
+        values = [float(value) for value in text.split()]
+        score = float(re.search(rf"^H-{row}\t(\S+)", generated, re.M)[1])
+        assert score == pytest.approx(sum(values) / len(values), abs=1e-3)
 
 
 def test_bleu_is_that_of_the_sacrebleu_command(tmp_path, generated):

@@ -10,14 +10,11 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from hydra.core.config_store import ConfigStore
 
 import fairseq_samu  # noqa: F401  (registers the components)
-from fairseq_samu.criterions import LabelSmoothedNllConfig
-from fairseq_samu.models import XlsrMbartStConfig
-from fairseq_samu.tasks import SpeechToTextSamuConfig
+from fairseq_samu import options as listed
 
 COMPONENTS = {
-    ("task", "speech_to_text_samu"): SpeechToTextSamuConfig,
-    ("model", "xlsr_mbart_st"): XlsrMbartStConfig,
-    ("criterion", "label_smoothed_nll"): LabelSmoothedNllConfig,
+    (option.replace("--", "").replace("arch", "model"), name): config_class
+    for name, (option, config_class) in listed.COMPONENTS.items()
 }
 
 
@@ -57,16 +54,27 @@ def test_every_option_has_help_and_no_boolean_defaults_to_true(key):
 
 def test_no_two_options_collide():
     """fairseq drops the second of two options of one name without a word."""
-    names = Counter(
-        name for config_class in COMPONENTS.values() for name, _ in own_fields(config_class)
-    )
+    for model in ("xlsr_mbart_st", "samu_xlsr"):
+        for criterion in ("label_smoothed_nll", "mse_to_labse"):
+            used = [("task", "speech_to_text_samu"), ("model", model), ("criterion", criterion)]
+            assert collisions([COMPONENTS[key] for key in used]) == []
+
+
+def collisions(classes):
+    """Options that components used together share with one another or with fairseq."""
+    names = Counter(name for config_class in classes for name, _ in own_fields(config_class))
     for part in FairseqConfig.__dataclass_fields__.values():
         config_class = getattr(part.type, "__dataclass_fields__", None)
         if config_class is not None:
             names.update(name for name in config_class if not name.startswith("_"))
-    collisions = [
-        name
-        for name, count in names.items()
-        if count > 1 and any(name in dict(own_fields(c)) for c in COMPONENTS.values())
-    ]
-    assert collisions == []
+    own = {name for config_class in classes for name, _ in own_fields(config_class)}
+    return sorted(name for name in own if names[name] > 1)
+
+
+@pytest.mark.parametrize("key", COMPONENTS, ids=lambda key: key[1])
+def test_the_list_of_options_is_complete(key, capsys):
+    listed.main([key[1]])
+    printed = capsys.readouterr().out
+    for name, field in own_fields(COMPONENTS[key]):
+        assert f"--{name.replace('_', '-')}" in printed or name == "data"
+        assert str(field.metadata["help"])[:15] in " ".join(printed.split())
