@@ -90,6 +90,11 @@ def build_vocab(
     tags = language_tags(langs, lang_tag_template, lang_tag_map or {})
 
     texts = (text for manifest in manifests for text in read_column(manifest, column) if text)
+    if vocab_size <= len(SPECIAL_SYMBOLS):
+        raise ValueError(
+            f"--vocab-size: expected more than the {len(SPECIAL_SYMBOLS)} special symbols, "
+            f"found {vocab_size}"
+        )
     serialized = train_sentencepiece(texts, model_type, vocab_size)
     model = sentencepiece.SentencePieceProcessor(model_proto=serialized)
     pieces = [model.id_to_piece(index) for index in range(model.get_piece_size())]
@@ -263,7 +268,7 @@ def main() -> None:
             options.lang_tag_template,
             parse_tag_map(options.lang_tag_map),
         )
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     print(vocabulary)
 

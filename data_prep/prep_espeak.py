@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -413,7 +414,7 @@ def main() -> None:
             options.workers,
             progress=True,
         )
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
+    except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         parser.exit(1, f"error: {error}\n")
     for split, report in reports.items():
         print(f"{split}: {report}")

@@ -184,15 +184,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         manifest = Manifest(args.manifest)
         groups = group_by_pair(read_hypotheses(args.generated), manifest)
         check_manifest(args.generated, manifest)
-    except (ValueError, OSError) as error:
+        scores = score_pairs(groups)
+        if args.out_dir is not None:
+            write_results(groups, scores, args.out_dir)
+    except (ValueError, OSError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    scores = score_pairs(groups)
     print(markdown_table(scores))
     translated = sum(len(group.rows) for group in groups.values())
     if translated < len(manifest):
         print(f"{len(manifest) - translated} of {len(manifest)} rows were not translated")
-    if args.out_dir is not None:
-        write_results(groups, scores, args.out_dir)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from fairseq_samu.data.audio import split_slice
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.manifest_index import ManifestError
 
-#: A manifest with more rows gets a progress bar.
+#: A manifest with that many rows gets a progress bar, and is checked once.
 MANY_ROWS = 100_000
 
 
 def check_audio_present(manifest: Manifest, root: str) -> None:
     """Check that every row's file exists, and that its archive is long enough for its slice.
 
-    Nothing is decoded. A manifest that passed leaves a mark beside its index and is not checked again
-    until it changes: a million files take seconds to look up, in every rank.
+    Nothing is decoded. A manifest of many rows that passed leaves a mark beside its index and is not
+    checked again until it changes: a million files take seconds to look up, in every rank.
 
     Args:
         manifest: the rows.
@@ -30,7 +30,7 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
         ManifestError: a row without audio; the message names the first and counts them.
     """
     mark = _mark(manifest, root)
-    if os.path.exists(mark):
+    if len(manifest) >= MANY_ROWS and os.path.exists(mark):
         return
     sizes: dict[str, int] = {}
     missing = 0

@@ -66,6 +66,8 @@ class LanguageTags:
             ValueError: the dictionary has no such tag.
         """
         tag = self.tag(lang)
+        if self.template == "{}" and _KNOWN_TAG.fullmatch(tag) and tag in self.dictionary:
+            self._lang_of.setdefault(tag, lang)  # NLLB's look like no other symbol
         if tag not in self._lang_of:
             # Of another template, if this one matches nothing.
             tags = list(self._lang_of) or list(

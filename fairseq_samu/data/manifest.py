@@ -55,6 +55,7 @@ class Manifest:
             raise ManifestError(
                 f"{self.path}: expected a manifest, found: {error.strerror}"
             ) from error
+        self._version = _version(self._fd)
         self._column = {name: i for i, name in enumerate(self.columns)}
         index = self._open_index(body)
         self._offsets = index.offsets
@@ -104,10 +105,10 @@ class Manifest:
 
     def _read(self, row: int, begin: int, end: int) -> str:
         data = os.pread(self._fd, end - begin, begin)
-        if len(data) != end - begin:
+        if _version(self._fd) != self._version:
             raise ManifestError(
-                f"{self.location(row)}: expected {end - begin} bytes at {begin}, found {len(data)}"
-                ": the manifest was cut short while open"
+                f"{self.location(row)}: expected the file that was opened, found that it was written to "
+                "since; to change a manifest in use, write another file and move it into its place"
             )
         return data.decode("utf-8")
 
@@ -131,3 +132,9 @@ class Manifest:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         return ManifestIndex.load(cache, self._fd, len(self.columns)) or index
+
+
+def _version(fd: int) -> tuple[int, int]:
+    """Size and modification time of an open file, which tell that it was written to."""
+    status = os.fstat(fd)
+    return status.st_size, status.st_mtime_ns

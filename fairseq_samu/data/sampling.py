@@ -33,7 +33,9 @@ def resampling_ratios(counts: Sequence[int], alpha: float) -> NDArray[np.float64
     if not 0 <= alpha < np.inf:
         raise ValueError(f"expected alpha ≥ 0, found {alpha}")
     shares = sizes / sizes.sum()
-    drawn = shares**alpha
+    drawn = (
+        shares / shares.max()
+    ) ** alpha  # the largest is 1, whatever alpha: no underflow to 0/0
     ratios: NDArray[np.float64] = drawn / drawn.sum() / shares
     return ratios
 

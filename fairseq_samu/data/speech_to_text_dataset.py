@@ -257,10 +257,23 @@ class SpeechToTextSamuDataset(WaveformDataset):
         return exceeds
 
     def _check_targets(self) -> None:
-        empty = self.manifest.byte_lengths("tgt_text") == 0
-        if empty.any():
-            location = self.manifest.location(int(empty.argmax()))
-            raise ManifestError(f"{location}: expected a tgt_text to train on, found an empty cell")
+        columns = ["tgt_text"] if self.encode_transcript is None else ["tgt_text", "src_text"]
+        for column in columns:
+            empty = self.manifest.byte_lengths(column) == 0
+            if empty.any():
+                location = self.manifest.location(int(empty.argmax()))
+                raise ManifestError(
+                    f"{location}: expected a {column} to train on, found an empty cell"
+                )
+
+    def check_examples(self, count: int) -> None:
+        """Read some rows, evenly spread: what is wrong with all audio is found before training.
+
+        Raises:
+            ManifestError: audio that cannot be read or is not as long as ``n_frames`` says.
+        """
+        for position in np.linspace(0, len(self._kept) - 1, min(count, len(self._kept))):
+            self._read_wave(int(self._kept[int(position)]))
 
     # Examples
 

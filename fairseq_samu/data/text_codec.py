@@ -99,7 +99,10 @@ class TextCodec:
         if self.tags is not None:
             lang, text = self.tags.split(text)
         # Joined by hand: an unknown piece ("<unk>", and "<<unk>>" in references) has to stay visible.
-        plain = text.replace(" ", "").replace("\u2581", " ").strip()
+        # Without any mark of a word's beginning it was joined already, by --post-process sentencepiece.
+        if "\u2581" in text:
+            text = text.replace(" ", "").replace("\u2581", " ")
+        plain = text.strip()
         if not self.detokenize:
             return plain
         lang = lang or "en"

@@ -1,6 +1,7 @@
 """What a checkpoint remembers of the data it was trained with, and refuses to do without."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,21 @@ from fairseq.models import BaseFairseqModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from fairseq_samu.pretrained.conv_layers import parse_conv_layers
+
 logger = logging.getLogger(__name__)
+
+#: Options of models that change what the weights compute, but not their sizes.
+SETTINGS = (
+    "encoder_attention_heads",
+    "encoder_layer_norm_first",
+    "adaptor",
+    "adaptor_stride",
+    "decoder_attention_heads",
+    "decoder_post_norm",
+    "decoder_activation_fn",
+    "decoder_no_scale_embedding",
+)
 
 
 class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
@@ -47,6 +62,25 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         record = torch.tensor([len(dictionary), int.from_bytes(digest[:6], "big")])
         self.register_buffer(name, record)
 
+    def register_settings(self, cfg: Any, task: Any) -> None:
+        """Keep the settings that no size of a weight gives away in the state dict.
+
+        Resuming builds the model from the command line, where another stride or normalisation would
+        train on without a word.
+
+        Args:
+            cfg: the model's options.
+            task: gives ``tag_settings``, the options that decide on language tags.
+        """
+        options = {
+            "--" + name.replace("_", "-"): str(cfg[name]) for name in SETTINGS if name in cfg
+        }
+        options["--encoder-conv-layers"] = str(parse_conv_layers(cfg.encoder_conv_layers))
+        settings = {"--normalize": cfg.input_normalization, **options, **task.tag_settings}
+        text = json.dumps(settings, sort_keys=True).encode()
+        # Whole numbers, for the reasons given in register_vocabulary.
+        self.register_buffer("settings_version", torch.tensor(list(text)))
+
     def load_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -74,6 +108,7 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
             unused = ("encoder.ctc_head.", "transcript_vocabulary_version")
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(unused)}
         self._check_vocabularies(state_dict)
+        self._check_settings(state_dict)
         self._check_sizes(state_dict)
         return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
 
@@ -95,12 +130,31 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
                 f"({option} and its SentencePiece model)"
             )
 
+    def _check_settings(self, state_dict: Mapping[str, Any]) -> None:
+        name = "settings_version"
+        if name not in state_dict or name not in self.state_dict():
+            return
+        trained, own = (
+            json.loads(bytes(record.tolist()))
+            for record in (state_dict[name], self.state_dict()[name])
+        )
+        different = [
+            f"{option}: the checkpoint was trained with {trained.get(option)!r}, this run says "
+            f"{own.get(option)!r}"
+            for option in sorted({*trained, *own})
+            if trained.get(option) != own.get(option)
+        ]
+        if different:
+            raise ValueError(
+                "settings that have to be those of training:\n  " + "\n  ".join(different)
+            )
+
     def _check_sizes(self, state_dict: Mapping[str, Any]) -> None:
         own = self.state_dict()
         different = [
             f"{name}: checkpoint {tuple(weight.shape)}, model {tuple(own[name].shape)}"
             for name, weight in state_dict.items()
-            if name in own and weight.shape != own[name].shape
+            if name in own and name != "settings_version" and weight.shape != own[name].shape
         ]
         if different:
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""

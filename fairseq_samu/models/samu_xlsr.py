@@ -95,7 +95,9 @@ class SamuXlsrModel(RecordedModel):
         encoder = SpeechEncoder(frames, NoAdaptor(), ctc_head)
         head = SentenceHead(cfg.encoder_embed_dim, cfg.sentence_dim, str(cfg.pooling))
         record(cfg)
-        return cls(encoder, head, transcripts)
+        model = cls(encoder, head, transcripts)
+        model.register_settings(cfg, task)
+        return model
 
     def forward(
         self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor | None = None

@@ -339,6 +339,7 @@ def build_speech_frames(cfg: Any) -> SpeechFrames:
         ValueError: an option contradicts the checkpoint, or its weights do not fit.
     """
     if cfg.speech_encoder_path is None:
+        check_heads(cfg, "encoder")
         return SpeechFrames(_wav2vec2_config(cfg))
     path = cfg.speech_encoder_path
     checkpoint = load_wav2vec2(path)
@@ -353,6 +354,16 @@ def build_speech_frames(cfg: Any) -> SpeechFrames:
         ) from error
     cfg.speech_encoder_path = None
     return frames
+
+
+def check_heads(cfg: Any, part: str) -> None:
+    """Refuse a width that the attention heads of ``part`` (encoder, decoder) do not divide."""
+    width, heads = cfg[f"{part}_embed_dim"], cfg[f"{part}_attention_heads"]
+    if heads < 1 or width % heads:
+        raise ValueError(
+            f"--{part}-attention-heads: expected a number that divides --{part}-embed-dim {width}, "
+            f"found {heads}"
+        )
 
 
 def option_name(wav2vec2_option: str) -> str:

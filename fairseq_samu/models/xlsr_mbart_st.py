@@ -22,6 +22,7 @@ from fairseq_samu.models.speech_encoder import (
     SpeechEncoder,
     SpeechEncoderConfig,
     build_speech_frames,
+    check_heads,
 )
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, NoAdaptor
@@ -194,7 +195,9 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         encoder = SpeechEncoder(frames, _build_adaptor(cfg), ctc_head)
         decoder = _build_decoder(cfg, task.target_dictionary)
         record(cfg)
-        return cls(encoder, decoder, task.target_dictionary, transcripts)
+        model = cls(encoder, decoder, task.target_dictionary, transcripts)
+        model.register_settings(cfg, task)
+        return model
 
     def forward(
         self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor
@@ -250,5 +253,6 @@ def _build_decoder(cfg: Any, dictionary: Dictionary) -> TextDecoder:
     decoder_cfg.decoder.attention_heads = cfg.decoder_attention_heads
     decoder_cfg.decoder.normalize_before = not cfg.decoder_post_norm
     decoder_cfg.decoder.learned_pos = cfg.decoder_learned_pos
+    check_heads(cfg, "decoder")
     embedding = Embedding(len(dictionary), cfg.decoder_embed_dim, dictionary.pad())
     return TextDecoder(decoder_cfg, dictionary, embedding, cfg.decoder_layerdrop)

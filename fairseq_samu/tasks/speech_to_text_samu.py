@@ -32,6 +32,9 @@ from fairseq_samu.scoring import STATISTICS_SIZE, PairScorer
 
 logger = logging.getLogger(__name__)
 
+#: Rows of every split whose audio is read when the split is opened.
+CHECKED_EXAMPLES = 20
+
 
 @dataclass
 class SpeechToTextSamuConfig(FairseqDataclass):
@@ -147,6 +150,7 @@ class SpeechToTextSamuConfig(FairseqDataclass):
         default=200, metadata={"help": "longest hypothesis of --eval-bleu, in tokens"}
     )
     train_subset: str = II("dataset.train_subset")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     seed: int = II("common.seed")
 
 
@@ -190,6 +194,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             FileNotFoundError: the data folder or a vocabulary file is missing.
             ValueError: vocabulary files that do not belong together, or unusable options.
         """
+        _check_options(cfg)
         data = Path(cfg.data)
         if not data.is_dir():
             raise FileNotFoundError(f"{data}: expected the folder of the manifests, found none")
@@ -210,6 +215,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
                 data / str(cfg.transcript_sentencepiece_model),
                 _load_dictionary(data / cfg.transcript_dictionary),
             )
+        if cfg.target_lang is not None and tags.prefix_size:
+            tags.index(cfg.target_lang)
         return cls(cfg, codec, tags, transcript_codec)
 
     @property
@@ -229,6 +236,14 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             manifest = Manifest(Path(self.cfg.data) / f"{self.cfg.train_subset}.tsv")
             self._teacher_dim = TeacherEmbeddings(manifest, self.cfg.teacher).dim
         return self._teacher_dim
+
+    @property
+    def tag_settings(self) -> Dict[str, str]:
+        """Options that decide on language tags; models keep them with their weights."""
+        return {
+            "--lang-tag-template": self.cfg.lang_tag_template,
+            "--lang-tag-map": self.cfg.lang_tag_map,
+        }
 
     @property
     def input_normalization(self) -> str:
@@ -309,6 +324,10 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             logger.info(
                 "%s: re-sampled with alpha %g: %s", path, self.alpha, dataset.drawn_report()
             )
+        dataset.check_examples(CHECKED_EXAMPLES)
+        if self.cfg.eval_bleu:
+            for pair in range(len(self.pairs)):
+                self._scorer(pair)
         self.datasets[split] = dataset
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -333,7 +352,19 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     ) -> Tuple[List[str], List[int]]:
         """Paths from standard input and their lengths in 16 kHz samples."""
         paths = [line.strip() for line in lines]
-        return paths, [audio_duration(path, self.cfg.audio_root) for path in paths]
+        lengths = []
+        for number, path in enumerate(paths, start=1):
+            if not path:
+                raise ValueError(
+                    f"line {number}: expected the path of an audio file, found nothing"
+                )
+            lengths.append(audio_duration(path, self.cfg.audio_root))
+            if not self.cfg.min_source_positions <= lengths[-1] <= self.cfg.max_source_positions:
+                raise ValueError(
+                    f"{path}: expected {self.cfg.min_source_positions} to "
+                    f"{self.cfg.max_source_positions} samples at 16 kHz, found {lengths[-1]}"
+                )
+        return paths, lengths
 
     def build_dataset_for_inference(
         self, src_tokens: List[str], src_lengths: List[int], **kwargs: Any
@@ -438,7 +469,10 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     def _scorer(self, pair: int) -> PairScorer:
         target_lang = self.pairs[pair][1]
         if target_lang not in self._scorers:
-            self._scorers[target_lang] = PairScorer(target_lang)
+            try:
+                self._scorers[target_lang] = PairScorer(target_lang)
+            except RuntimeError as error:
+                raise ValueError(f"--eval-bleu cannot score {target_lang!r}: {error}") from error
         return self._scorers[target_lang]
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
@@ -456,8 +490,9 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         super().reduce_metrics(logging_outputs, criterion)
         log_pair_losses(logging_outputs, _names(self.pairs))
         log_pair_distances(logging_outputs, _names(self.pairs))
-        scorers = [self._scorer(pair) for pair in range(len(self.pairs))]
-        log_translation_scores(logging_outputs, _names(self.pairs), scorers)
+        if any("pair_statistics" in log for log in logging_outputs):
+            scorers = [self._scorer(pair) for pair in range(len(self.pairs))]
+            log_translation_scores(logging_outputs, _names(self.pairs), scorers)
 
 
 def _names(pairs: Sequence[Tuple[str, str]]) -> List[str]:
@@ -471,6 +506,16 @@ def _load_dictionary(path: Path) -> Dictionary:
             "`python -m data_prep.build_vocab` writes one"
         )
     return Dictionary.load(str(path))
+
+
+def _check_options(cfg: SpeechToTextSamuConfig) -> None:
+    """Refuse numbers that would fail only once training or validation has begun."""
+    for name in ("max_source_positions", "max_target_positions", "eval_beam", "eval_max_len"):
+        if getattr(cfg, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: expected at least 1, found {getattr(cfg, name)}")
+    if cfg.best_checkpoint_metric.startswith(("bleu", "chrf")) and not cfg.eval_bleu:
+        raise ValueError(f"--best-checkpoint-metric {cfg.best_checkpoint_metric} needs --eval-bleu")
 
 
 def _alpha(cfg: SpeechToTextSamuConfig) -> float:

@@ -50,7 +50,15 @@ def test_an_empty_file_is_no_audio(write, tmp_path):
         check_audio_present(write("empty.wav"), str(tmp_path))
 
 
-def test_a_manifest_that_passed_is_looked_up_once_until_it_changes(write, tmp_path, monkeypatch):
+def test_a_file_deleted_since_is_found(write, tmp_path):
+    check_audio_present(write("a.wav"), str(tmp_path))
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(ManifestError, match="no such file"):
+        check_audio_present(Manifest(tmp_path / "train.tsv"), str(tmp_path))
+
+
+def test_a_large_manifest_that_passed_is_looked_up_once(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(audio_presence, "MANY_ROWS", 1)
     check_audio_present(write("a.wav"), str(tmp_path))
     looked_up = []
     monkeypatch.setattr(

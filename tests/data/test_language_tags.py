@@ -127,3 +127,9 @@ def test_maps():
     for text in ("fr", "fr=", "=fr_XX", "fr=a,fr=b"):
         with pytest.raises(ValueError, match="expected language=name"):
             parse_tag_map(text)
+
+
+def test_tags_of_nllb_need_no_map():
+    tags = LanguageTags("{}", {}, dictionary("fra_Latn", "eng_Latn", "2014"))
+    assert tags.index("fra_Latn") == tags.dictionary.index("fra_Latn")
+    assert tags.split("fra_Latn oui") == ("fra_Latn", "oui")

@@ -73,6 +73,11 @@ def test_moses_tokenisation_is_undone_by_the_rules_of_the_language(model_path, d
     assert plain.decode("<lang:en> ▁a ▁&amp; ▁b") == "a &amp; b"
 
 
+def test_text_that_fairseq_joined_already_keeps_its_spaces(codec):
+    """With --post-process sentencepiece the codec gets plain text."""
+    assert codec.decode("<lang:en> the cat eats bread") == "the cat eats bread"
+
+
 def test_unknown_pieces_stay_visible(codec):
     assert codec.decode("<lang:en> ▁a ▁ <unk> ▁b") == "a <unk> b"
 

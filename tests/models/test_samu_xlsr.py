@@ -7,11 +7,13 @@ import torch
 from fairseq import models
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import merge_with_parent
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from omegaconf import OmegaConf
 
 import fairseq_samu.models  # noqa: F401  (registers the model)
 from fairseq_samu.criterions import MseToLabseCriterion
 from fairseq_samu.models import SamuXlsrConfig
+from fairseq_samu.models.architectures import PRESETS
 
 SIZES = {
     "encoder_conv_layers": "[(8, 20, 10), (16, 8, 4), (16, 4, 4)]", "encoder_layers": 2,
@@ -26,7 +28,7 @@ def make_task(teacher_dim=6, transcripts=False):
     dictionary.add_symbol("a")
     return SimpleNamespace(
         target_dictionary=Dictionary(), transcript_dictionary=dictionary if transcripts else None,
-        input_normalization="utterance", teacher_dim=teacher_dim, pairs=[("es", "en")],
+        input_normalization="utterance", tag_settings={}, teacher_dim=teacher_dim, pairs=[("es", "en")],
         cfg=SimpleNamespace(teacher="labse", max_target_positions=10),
     )  # fmt: skip
 
@@ -98,3 +100,11 @@ def test_checkpoint_of_other_transcripts_is_refused():
     with pytest.raises(ValueError, match="transcript vocabulary of 5 symbols"):
         make_model(other, ctc=True).load_state_dict(weights)
     make_model(make_task(), ctc=True).load_state_dict(weights)  # without transcripts: no CTC head
+
+
+def test_the_preset_builds():
+    preset = OmegaConf.load(PRESETS / "samu_xlsr_tiny.yaml")
+    cfg = OmegaConf.create({"model": {**preset.model, "input_normalization": "utterance"}})
+    model = models.build_model(cfg.model, make_task(transcripts=True))
+    assert sum(p.numel() for p in model.encoder.wav2vec2.parameters()) < 800_000
+    assert ARCH_MODEL_NAME_REGISTRY["samu_xlsr_tiny"] == "samu_xlsr"

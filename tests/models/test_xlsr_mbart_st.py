@@ -74,6 +74,7 @@ class Task:
         self.target_dictionary = target or make_dictionary(30)
         self.transcript_dictionary = transcript
         self.input_normalization = input_normalization
+        self.tag_settings = {"--lang-tag-template": "<lang:{}>"}
         self.cfg = Namespace(max_target_positions=50)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> XlsrMbartStModel:
@@ -495,3 +496,35 @@ def test_missing_weights_are_still_an_error() -> None:
     del state["encoder.adaptor.layers.0.weight"]
     with pytest.raises(RuntimeError, match="encoder.adaptor.layers.0.weight"):
         model.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ({"adaptor_stride": 1}, "--adaptor-stride: the checkpoint was trained with '2'.*'1'"),
+        ({"encoder_attention_heads": 1}, "--encoder-attention-heads"),
+        ({"decoder_activation_fn": "gelu"}, "--decoder-activation-fn"),
+        ({"decoder_no_scale_embedding": True}, "--decoder-no-scale-embedding"),
+    ],
+)
+def test_settings_without_a_weight_of_their_own_are_checked_too(
+    given: dict[str, Any], option: str
+) -> None:
+    """Resuming takes them from the command line and would train on without a word."""
+    weights = make_model().state_dict()
+    with pytest.raises(ValueError, match=option):
+        make_model(**given).load_state_dict(weights)
+
+
+def test_other_language_tags_are_refused() -> None:
+    weights = make_model().state_dict()
+    task = Task()
+    task.tag_settings = {"--lang-tag-template": ""}
+    with pytest.raises(ValueError, match="--lang-tag-template: .*'<lang:{}>'.*''"):
+        make_model(task).load_state_dict(weights)
+
+
+def test_heads_that_do_not_divide_the_width() -> None:
+    for part in ("encoder", "decoder"):  # of 24 and 20
+        with pytest.raises(ValueError, match=f"--{part}-attention-heads: expected a number"):
+            make_model(**{f"{part}_attention_heads": 7})

@@ -2,7 +2,9 @@
 
 from argparse import Namespace
 
+import numpy as np
 import pytest
+import soundfile
 
 import fairseq_samu  # noqa: F401  (compat before fairseq's iterators)
 from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
@@ -82,6 +84,10 @@ def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
     ({"transcript_dictionary": "dict_src.txt"}, "go together"),
     ({"dictionary": "absent.txt"}, "absent.txt"),
     ({"lang_tag_template": "<lang>"}, "one {}"),
+    ({"target_lang": "klingon"}, "<lang:klingon>"),
+    ({"eval_beam": 0}, "--eval-beam: expected at least 1"),
+    ({"max_target_positions": -1}, "--max-target-positions"),
+    ({"best_checkpoint_metric": "bleu"}, "needs --eval-bleu"),
 ])  # fmt: skip
 def test_unusable_options(corpus, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -91,3 +97,38 @@ def test_unusable_options(corpus, options, message):
 def test_no_data_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         setup(tmp_path / "absent")
+
+
+def test_audio_of_another_length_is_found_when_a_split_is_opened(corpus, tmp_path):
+    header, *rows = (corpus / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    rows = ["\t".join([*row.split("\t")[:2], "100000", *row.split("\t")[3:]]) for row in rows]
+    for name in ("dict.txt", "spm.model"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    (tmp_path / "dev.tsv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"dev\.tsv:\d+: expected n_frames = 100000"):
+        setup(tmp_path).load_dataset("dev")
+
+
+def test_transcripts_to_train_on_are_not_empty(corpus, tmp_path):
+    header, *rows = (corpus / "train.tsv").read_text(encoding="utf-8").splitlines()
+    cells = rows[4].split("\t")
+    cells[header.split("\t").index("src_text")] = ""
+    rows[4] = "\t".join(cells)
+    for name in ("dict.txt", "spm.model", "dict_src.txt", "spm_src.model"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    (tmp_path / "train.tsv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    names = {"transcript_dictionary": "dict_src.txt"}
+    names["transcript_sentencepiece_model"] = "spm_src.model"
+    with pytest.raises(ValueError, match=r"train\.tsv:6: expected a src_text to train on"):
+        setup(tmp_path, **names).load_dataset("train")
+    setup(tmp_path).load_dataset("train")
+
+
+def test_interactive_input_is_checked_line_by_line(corpus, tmp_path):
+    task = setup(corpus)
+    soundfile.write(tmp_path / "short.wav", np.ones(10, dtype="float32"), 16000)
+    with pytest.raises(ValueError, match="line 2: expected the path"):
+        soundfile.write(tmp_path / "long.wav", np.ones(800, dtype="float32"), 16000)
+        task.get_interactive_tokens_and_lengths([str(tmp_path / "long.wav"), " "], None)
+    with pytest.raises(ValueError, match=r"short\.wav: expected 400 to 480000 samples.*found 10"):
+        task.get_interactive_tokens_and_lengths([str(tmp_path / "short.wav")], None)
