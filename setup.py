@@ -41,7 +41,7 @@ setup(
     ],
     extras_require={
         "hf": ["safetensors", "transformers"],
-        "teacher": ["sentence-transformers", "transformers"],
+        "teacher": ["sentence-transformers>=6", "transformers"],
         "search": ["faiss-cpu"],
         "espeak": ESPEAK,
         "demo": DEMO,

@@ -22,6 +22,7 @@ SETTINGS = (
     "encoder_layer_norm_first",
     "adaptor",
     "adaptor_stride",
+    "adaptor_positions",
     "decoder_attention_heads",
     "decoder_post_norm",
     "decoder_activation_fn",

@@ -255,15 +255,21 @@ class SpeechEncoder(FairseqEncoder):
         frames: the wav2vec 2.0 network.
         adaptor: a module of ``fairseq_samu.modules.length_adaptor``.
         ctc_head: projection from frames to transcript symbols, or None.
+        positions: fairseq's sinusoidal embedding, added to what the decoder reads, or None.
     """
 
     def __init__(
-        self, frames: SpeechFrames, adaptor: nn.Module, ctc_head: nn.Linear | None
+        self,
+        frames: SpeechFrames,
+        adaptor: nn.Module,
+        ctc_head: nn.Linear | None,
+        positions: nn.Module | None = None,
     ) -> None:
         super().__init__(dictionary=None)
         self.wav2vec2 = frames
         self.adaptor = adaptor
         self.ctc_head = ctc_head
+        self.positions = positions
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> dict[str, list[Tensor]]:
         """Encode a batch.
@@ -280,6 +286,9 @@ class SpeechEncoder(FairseqEncoder):
         """
         speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
         x, padding_mask = self.adaptor(speech, speech_padding_mask)
+        if self.positions is not None:
+            # The mask stands for tokens: padded frames have the padding index, 1.
+            x = x + self.positions(padding_mask).transpose(0, 1).type_as(x)
         return {
             "encoder_out": [x],
             "encoder_padding_mask": [padding_mask],

@@ -7,6 +7,7 @@ from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.models.transformer import Embedding, TransformerConfig, TransformerDecoderBase
+from fairseq.modules import SinusoidalPositionalEmbedding
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from omegaconf import II
 from torch import Tensor, nn
@@ -50,6 +51,13 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
     adaptor_stride: int = field(
         default=2,
         metadata={"help": "stride of each convolution, or frames that the linear adaptor stacks"},
+    )
+    adaptor_positions: bool = field(
+        default=False,
+        metadata={
+            "help": "add sinusoidal positions to the adaptor's output; from scratch the decoder hardly "
+            "finds its way in speech whose word order says nothing, such as digits, without them"
+        },
     )
     decoder_layers: int = field(default=6, metadata={"help": "layers of the decoder"})
     decoder_embed_dim: int = field(default=512, metadata={"help": "width of the decoder"})
@@ -132,11 +140,7 @@ class TextDecoder(TransformerDecoderBase):
         super().__init__(cfg, dictionary, embed_tokens)
         for layer in self.layers:
             layer.layerdrop = layerdrop
-        # A buffer of sinusoids that fairseq 0.12.2 saves and never fills, so that checkpoints of equal
-        # runs differ.
-        unfilled = getattr(self.embed_positions, "_float_tensor", None)
-        if unfilled is not None:
-            unfilled.zero_()
+        _clear_unfilled(self.embed_positions)
 
     def build_decoder_layer(
         self, cfg: TransformerConfig, no_encoder_attn: bool = False
@@ -192,7 +196,7 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         if has_ctc_head(cfg, task):
             transcripts = task.transcript_dictionary
             ctc_head = nn.Linear(cfg.encoder_embed_dim, len(transcripts))
-        encoder = SpeechEncoder(frames, _build_adaptor(cfg), ctc_head)
+        encoder = SpeechEncoder(frames, _build_adaptor(cfg), ctc_head, _build_positions(cfg))
         decoder = _build_decoder(cfg, task.target_dictionary)
         record(cfg)
         model = cls(encoder, decoder, task.target_dictionary, transcripts)
@@ -216,6 +220,25 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         logits, extra = self.decoder(prev_output_tokens, encoder_out=encoder_out)
         extra["encoder_out"] = encoder_out
         return logits, extra
+
+
+def _build_positions(cfg: Any) -> nn.Module | None:
+    if not cfg.adaptor_positions:
+        return None
+    # The table grows when an utterance is longer.
+    positions = SinusoidalPositionalEmbedding(cfg.decoder_embed_dim, padding_idx=1, init_size=1024)
+    _clear_unfilled(positions)
+    return positions
+
+
+def _clear_unfilled(positions: nn.Module | None) -> None:
+    """Clear a buffer that fairseq 0.12.2 saves with its sinusoids and never fills.
+
+    Without it checkpoints of equal runs differ.
+    """
+    unfilled = getattr(positions, "_float_tensor", None)
+    if unfilled is not None:
+        unfilled.zero_()
 
 
 def _build_adaptor(cfg: Any) -> nn.Module:

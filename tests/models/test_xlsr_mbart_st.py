@@ -14,6 +14,7 @@ from fairseq.models.ema import EMA
 from fairseq.models.speech_to_text.xm_transformer import set_default_transformer_decoder_args
 from fairseq.models.transformer import Embedding, TransformerConfig, TransformerDecoder
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+from fairseq.modules import SinusoidalPositionalEmbedding
 from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -528,3 +529,16 @@ def test_heads_that_do_not_divide_the_width() -> None:
     for part in ("encoder", "decoder"):  # of 24 and 20
         with pytest.raises(ValueError, match=f"--{part}-attention-heads: expected a number"):
             make_model(**{f"{part}_attention_heads": 7})
+
+
+def test_positions_are_those_of_fairseq_and_padding_changes_nothing() -> None:
+    plain, placed = make_model().eval(), make_model(adaptor_positions=True).eval()
+    wave, lengths, _ = make_batch([3000, 2000])
+    with torch.no_grad():
+        before, after = (model.encoder(wave, lengths) for model in (plain, placed))
+        alone = placed.encoder(wave[1:, :2000], lengths[1:])["encoder_out"][0]
+    added = after["encoder_out"][0] - before["encoder_out"][0]
+    frames = len(alone)
+    table = SinusoidalPositionalEmbedding.get_embedding(frames + 2, 20, padding_idx=1)
+    torch.testing.assert_close(added[:frames, 1], table[2:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after["encoder_out"][0][:frames, 1:], alone, atol=1e-5, rtol=1e-4)
