@@ -15,7 +15,7 @@ ALLOWED = {
     "pretrained": {"pretrained", "compat"},
     "models": {"models", "modules", "pretrained", "compat"},
     "criterions": {"criterions"},
-    "tasks": {"data", "generator", "scoring", "pair_metrics", "retrieval", "compat"},
+    "tasks": {"tasks", "data", "generator", "scoring", "pair_metrics", "retrieval", "compat"},
 }
 #: What of fairseq they may import; None = anything.
 FAIRSEQ = {"modules": (), "data": ("fairseq.data",), "data_prep": ()}

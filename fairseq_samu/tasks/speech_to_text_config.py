@@ -1,0 +1,163 @@
+"""Options of the task ``speech_to_text_samu``, and what is wrong with some of their values."""
+
+from dataclasses import dataclass, field
+from typing import Optional, Tuple
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II, MISSING
+
+
+@dataclass
+class SpeechToTextSamuConfig(FairseqDataclass):
+    """Options of ``--task speech_to_text_samu``."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={"help": "folder of the manifests SPLIT.tsv and of the vocabulary files"},
+    )
+    audio_root: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder that relative audio paths start from (default: the data folder)"},
+    )
+    dictionary: str = field(
+        default="dict.txt",
+        metadata={
+            "help": "target dictionary, one 'symbol count' a line; relative to the data folder"
+        },
+    )
+    sentencepiece_model: str = field(
+        default="spm.model",
+        metadata={"help": "SentencePiece model of the target text; relative to the data folder"},
+    )
+    transcript_dictionary: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "dictionary of the transcripts (src_text), for CTC; relative to the data folder"
+        },
+    )
+    transcript_sentencepiece_model: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "SentencePiece model of the transcripts, for CTC; relative to the data folder"
+        },
+    )
+    teacher: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "name of the teacher whose sentence embeddings SPLIT.TEACHER.npy lie beside the "
+            "manifests (data_prep.embed_text writes them), for samu_xlsr"
+        },
+    )
+    normalize: ChoiceEnum(["utterance", "none"]) = field(  # type: ignore[valid-type]
+        default="utterance",
+        metadata={
+            "help": "waveform normalisation, as the speech encoder was pre-trained: 'utterance' = zero mean "
+            "and unit variance (XLS-R, wav2vec 2.0 large), 'none' (wav2vec 2.0 base)"
+        },
+    )
+    max_source_positions: int = field(
+        default=480_000,
+        metadata={
+            "help": "longest utterance in 16 kHz samples; longer rows are left out and reported"
+        },
+    )
+    min_source_positions: int = field(
+        default=400,
+        metadata={
+            "help": "shortest utterance in 16 kHz samples; wav2vec 2.0 sees its first frame at 400"
+        },
+    )
+    max_target_positions: int = field(
+        default=1024,
+        metadata={"help": "longest target in tokens; longer rows are left out and reported"},
+    )
+    sampling_alpha: float = field(
+        default=1.0,
+        metadata={
+            "help": "re-sample the language pairs of the training split to p^alpha, p by utterance count "
+            "(SAMU-XLS-R, Eq. 3; the paper's is 0.05); 1 = as they come, 0 = all alike"
+        },
+    )
+    sampling_temperature: float = field(
+        default=1.0,
+        metadata={"help": "the same as --sampling-alpha 1/T, for those who think in temperatures"},
+    )
+    speed_perturbation: str = field(
+        default="",
+        metadata={"help": "comma-separated speed factors drawn from in training, e.g. 0.9,1.0,1.1"},
+    )
+    lang_tag_template: str = field(
+        default="<lang:{}>",
+        metadata={
+            "help": "tag in front of every target, {} = its language: '<lang:{}>', '[{}]' (mBART), '{}' "
+            "(NLLB); empty = no tags"
+        },
+    )
+    lang_tag_map: str = field(
+        default="",
+        metadata={
+            "help": "language → name inside the tag where they differ, e.g. fr=fr_XX,en=en_XX"
+        },
+    )
+    target_lang: Optional[str] = field(
+        default=None,
+        metadata={"help": "language that fairseq-interactive translates into, as in tgt_lang"},
+    )
+    detokenizer: ChoiceEnum(["moses", "none"]) = field(  # type: ignore[valid-type]
+        default="moses",
+        metadata={
+            "help": "what to undo after the pieces are joined: Moses tokenisation, or nothing"
+        },
+    )
+    eval_bleu: bool = field(
+        default=False,
+        metadata={
+            "help": "translate the validation split and log bleu and chrf (means over language pairs) and "
+            "those of every pair; --best-checkpoint-metric bleu takes them"
+        },
+    )
+    eval_beam: int = field(default=5, metadata={"help": "beam size of --eval-bleu"})
+    eval_max_len: int = field(
+        default=200, metadata={"help": "longest hypothesis of --eval-bleu, in tokens"}
+    )
+    train_subset: str = II("dataset.train_subset")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    seed: int = II("common.seed")
+
+
+def check_options(cfg: SpeechToTextSamuConfig) -> None:
+    """Refuse numbers that would fail only once training or validation has begun."""
+    for name in ("max_source_positions", "max_target_positions", "eval_beam", "eval_max_len"):
+        if getattr(cfg, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: expected at least 1, found {getattr(cfg, name)}")
+    if cfg.best_checkpoint_metric.startswith(("bleu", "chrf")) and not cfg.eval_bleu:
+        raise ValueError(f"--best-checkpoint-metric {cfg.best_checkpoint_metric} needs --eval-bleu")
+
+
+def sampling_alpha(cfg: SpeechToTextSamuConfig) -> float:
+    """α of the language re-sampling from the two options that can set it."""
+    if cfg.sampling_temperature <= 0 or cfg.sampling_alpha < 0:
+        raise ValueError(
+            "expected --sampling-alpha ≥ 0 and --sampling-temperature > 0, found "
+            f"{cfg.sampling_alpha} and {cfg.sampling_temperature}"
+        )
+    if cfg.sampling_alpha != 1.0 and cfg.sampling_temperature != 1.0:
+        raise ValueError(
+            "--sampling-alpha and --sampling-temperature are two names of one setting: found "
+            f"{cfg.sampling_alpha} and {cfg.sampling_temperature}, expected one of them"
+        )
+    return float(cfg.sampling_alpha) / float(cfg.sampling_temperature)
+
+
+def speed_factors(text: str) -> Tuple[float, ...]:
+    """Factors of ``--speed-perturbation``."""
+    try:
+        factors = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        factors = (0.0,)
+    if any(not 0.5 <= factor <= 2.0 for factor in factors):
+        raise ValueError(
+            f"--speed-perturbation: expected comma-separated factors between 0.5 and 2, found {text!r}"
+        )
+    return factors
