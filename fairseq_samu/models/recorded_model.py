@@ -167,7 +167,10 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
 
 def agree_with_task(cfg: Any, task: Any) -> None:
     """Take from the task what belongs to both, and check what a checkpoint recorded of it."""
-    if "max_target_positions" in cfg and OmegaConf.is_interpolation(cfg, "max_target_positions"):
+    # "in cfg" would resolve it, which omegaconf 2.0 cannot here
+    if "max_target_positions" in list(cfg.keys()) and OmegaConf.is_interpolation(
+        cfg, "max_target_positions"
+    ):
         cfg.max_target_positions = task.cfg.max_target_positions
     if OmegaConf.is_interpolation(cfg, "input_normalization"):
         cfg.input_normalization = task.input_normalization
