@@ -62,7 +62,7 @@ def test_unknown_language_tag(data, failing_run):
 
 def test_wrong_tag_template(data, failing_run):
     output = failing_run(data, "--lang-tag-template", "[{}_XX]")
-    assert "[en_XX]" in output and "<lang:en>" in output
+    assert "[fr_XX]" in output and "<lang:fr>" in output
 
 
 def test_vocabulary_mismatch(data, failing_run):
