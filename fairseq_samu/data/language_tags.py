@@ -84,10 +84,6 @@ class LanguageTags:
         """Languages whose tags are in the dictionary."""
         return list(self._lang_of.values())
 
-    def indices(self) -> set[int]:
-        """Dictionary indices of all language tags."""
-        return {int(self.dictionary.index(tag)) for tag in self._lang_of}
-
     def split(self, text: str) -> tuple[str | None, str]:
         """Take the tag off a decoded text.
 
