@@ -25,7 +25,10 @@ class MseToLabseConfig(FairseqDataclass):
     )
     distance_weight: float = field(
         default=100.0,
-        metadata={"help": "factor beta on the distance; the authors' code has 100, SpeechBrain 50"},
+        metadata={
+            "help": "factor beta on the distance; the authors' code has 100, SpeechBrain 50; 0 trains "
+            "by CTC alone, as the start or the baseline of a small encoder"
+        },
     )
     transcript_ctc_weight: float = field(
         default=0.0,
@@ -66,10 +69,12 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
         super().__init__(task)
         if task.teacher_dim is None:
             raise ValueError("mse_to_labse needs the teacher's embeddings: give the task --teacher")
-        if distance_weight <= 0 or transcript_ctc_weight < 0:
+        if min(distance_weight, transcript_ctc_weight) < 0 or (
+            distance_weight == transcript_ctc_weight == 0
+        ):
             raise ValueError(
-                "expected --distance-weight > 0 and --transcript-ctc-weight ≥ 0, found "
-                f"{distance_weight} and {transcript_ctc_weight}"
+                "expected --distance-weight and --transcript-ctc-weight ≥ 0, and one of them above 0, "
+                f"found {distance_weight} and {transcript_ctc_weight}"
             )
         if transcript_ctc_weight > 0 and task.transcript_dictionary is None:
             raise ValueError(
