@@ -1,6 +1,6 @@
 """Cross-modal retrieval: does an utterance find its text among all others, and the text its utterance?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -85,7 +85,7 @@ def log_retrieval(
     collector: EmbeddingCollector,
     teacher: NDArray[np.float16],
     pair_ids: NDArray[np.int16],
-    names: Sequence[str],
+    names: Mapping[int, str],
 ) -> None:
     """Log retrieval within every language pair and its means over pairs and both directions.
 
@@ -96,8 +96,8 @@ def log_retrieval(
     Args:
         collector: vectors of the utterances seen.
         teacher: vectors of all rows of the split, shape (N, E).
-        pair_ids: position of every row's language pair in ``names``, shape (N,).
-        names: of the pairs, ``src-tgt``.
+        pair_ids: number of every row's language pair, shape (N,).
+        names: ``src-tgt`` of the pairs of which rows are used.
     """
 
     @cache
@@ -128,5 +128,5 @@ def log_retrieval(
         for way in ("speech_to_text", "text_to_speech"):
             metrics.log_derived(f"{metric}_{way}", mean(metric, None, way))
         if len(names) > 1:
-            for pair in sorted({names[i] for i in np.unique(pair_ids).tolist()}):
+            for pair in sorted(names.values()):
                 metrics.log_derived(f"{metric}_{pair}", mean(metric, pair, None))

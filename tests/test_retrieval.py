@@ -60,7 +60,7 @@ def test_whole_split_is_logged_per_pair_however_it_was_batched():
     with metrics.aggregate(new_root=True) as found:
         for rows in torch.randperm(20).split(3):
             collector.add(rows, speech[rows])
-            log_retrieval(collector, text, pair_ids, ["es-en", "fr-en"])
+            log_retrieval(collector, text, pair_ids, {0: "es-en", 1: "fr-en"})
     values = found.get_smoothed_values()
     expected = [
         retrieval_scores(
@@ -77,3 +77,14 @@ def test_whole_split_is_logged_per_pair_however_it_was_batched():
         assert values[f"mrr_{way}"] == pytest.approx(mean, abs=1e-3)
     mean = np.mean([scores[way]["r1"] for scores in expected for way in ways])
     assert values["r1"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_pairs_of_which_no_row_is_used_are_not_logged():
+    text = torch.eye(4).numpy().astype(np.float16)
+    collector = EmbeddingCollector()
+    with metrics.aggregate(new_root=True) as found:
+        collector.add(torch.tensor([0, 3]), torch.eye(4)[[0, 3]])
+        log_retrieval(collector, text, np.array([0, 1, 1, 2]), {0: "es-en", 2: "it-en"})
+    values = found.get_smoothed_values()
+    assert values["r1"] == values["r1_es-en"] == values["r1_it-en"] == 100
+    assert not [name for name in values if "fr" in name]

@@ -70,9 +70,11 @@ class SpeechToTextSamuDataset(WaveformDataset):
         max_samples: rows longer than that at any speed are left out.
         max_target_tokens: rows with more target tokens are left out.
         pair_codes: number of each of ``manifest.pairs`` in batches; None = its position there.
+        rows: numbers of the rows to use, rising; None = all.
 
     Attributes:
-        overlong: the rows left out.
+        overlong: those of them that are left out.
+        kept: numbers of the others, rising.
 
     Raises:
         ManifestError: no row is left, or a row has no text to train on.
@@ -98,6 +100,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
         max_target_tokens: int,
         teacher: TeacherEmbeddings | None = None,
         pair_codes: Sequence[int] | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__()
         self.manifest = manifest
@@ -115,10 +118,11 @@ class SpeechToTextSamuDataset(WaveformDataset):
         self.speed_factors = speed_factors
         self.max_target_tokens = max_target_tokens
         self.pair_codes = list(range(len(manifest.pairs)) if pair_codes is None else pair_codes)
+        rows = np.arange(len(manifest)) if rows is None else rows
         if shuffle:
-            self._check_targets()
-        self.overlong, self._kept = self._part_rows(min_samples, max_samples)
-        if len(self._kept) == 0:
+            self._check_targets(rows)
+        self.overlong, self.kept = self._part_rows(rows, min_samples, max_samples)
+        if len(self.kept) == 0:
             raise ManifestError(
                 f"{manifest.path}: expected rows within the limits, found none: "
                 f"{self.overlong_report()}"
@@ -134,11 +138,11 @@ class SpeechToTextSamuDataset(WaveformDataset):
         if epoch == self.epoch:
             return
         self.epoch = epoch
-        self._rows = self._kept
+        self._rows = self.kept
         if self.shuffle and self.alpha != 1.0:
-            _, groups = np.unique(self.manifest.pair_ids[self._kept], return_inverse=True)
+            _, groups = np.unique(self.manifest.pair_ids[self.kept], return_inverse=True)
             ratios = resampling_ratios(np.bincount(groups).tolist(), self.alpha)
-            self._rows = resample_rows(self._kept, groups, ratios, self.seed, epoch)
+            self._rows = resample_rows(self.kept, groups, ratios, self.seed, epoch)
         if self.speed_factors:
             self._speed_draws = self._rng("speed").integers(
                 len(self._speeds), size=len(self.manifest), dtype=np.int8
@@ -195,11 +199,12 @@ class SpeechToTextSamuDataset(WaveformDataset):
     def drawn_report(self) -> str:
         """Rows of every language pair that there are and that this epoch draws, for the log."""
         pairs = len(self.manifest.pairs)
-        there = np.bincount(self.manifest.pair_ids[self._kept], minlength=pairs)
+        there = np.bincount(self.manifest.pair_ids[self.kept], minlength=pairs)
         drawn = np.bincount(self.manifest.pair_ids[self._rows], minlength=pairs)
         return ", ".join(
             f"{source}-{target} {before} → {after}"
             for (source, target), before, after in zip(self.manifest.pairs, there, drawn)
+            if before > 0
         )
 
     # Rows left out
@@ -222,26 +227,25 @@ class SpeechToTextSamuDataset(WaveformDataset):
         return report
 
     def _part_rows(
-        self, min_samples: int, max_samples: int
+        self, rows: NDArray[np.int64], min_samples: int, max_samples: int
     ) -> tuple[list[OverlongRow], NDArray[np.int64]]:
         """Rows outside the limits, and the numbers of the others."""
-        rows = np.arange(len(self.manifest))
-        n_frames = self.manifest.n_frames
+        n_frames = self.manifest.n_frames[rows]
         longest = np.floor(n_frames / min(self.speed_factors, default=1.0) + 0.5).astype(np.int64)
         shortest = np.floor(n_frames / max(self.speed_factors, default=1.0) + 0.5).astype(np.int64)
         left_out = {}
         limit = self.max_target_tokens
-        for row in np.flatnonzero(self._exceeds_target_limit(rows, limit)).tolist():
-            left_out[row] = f"target longer than {limit} tokens: {len(self._target(row))}"
-        for row in np.flatnonzero(shortest < min_samples).tolist():
-            left_out[row] = f"shorter than {min_samples} samples: {shortest[row]}"
-        for row in np.flatnonzero(longest > max_samples).tolist():
-            left_out[row] = f"longer than {max_samples} samples: {longest[row]}"
+        for i in np.flatnonzero(self._exceeds_target_limit(rows, limit)).tolist():
+            left_out[i] = f"target longer than {limit} tokens: {len(self._target(int(rows[i])))}"
+        for i in np.flatnonzero(shortest < min_samples).tolist():
+            left_out[i] = f"shorter than {min_samples} samples: {shortest[i]}"
+        for i in np.flatnonzero(longest > max_samples).tolist():
+            left_out[i] = f"longer than {max_samples} samples: {longest[i]}"
         overlong = [
-            OverlongRow(row, self.manifest.cell(row, "id"), left_out[row])
-            for row in sorted(left_out)
+            OverlongRow(int(rows[i]), self.manifest.cell(int(rows[i]), "id"), left_out[i])
+            for i in sorted(left_out)
         ]
-        return overlong, np.delete(rows, [row.row for row in overlong])
+        return overlong, np.delete(rows, sorted(left_out))
 
     def _has_long_target(self, indices: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
         if limit >= self.max_target_tokens:
@@ -256,12 +260,12 @@ class SpeechToTextSamuDataset(WaveformDataset):
             exceeds[i] = len(self._target(int(rows[i]))) > limit
         return exceeds
 
-    def _check_targets(self) -> None:
+    def _check_targets(self, rows: NDArray[np.int64]) -> None:
         columns = ["tgt_text"] if self.encode_transcript is None else ["tgt_text", "src_text"]
         for column in columns:
-            empty = self.manifest.byte_lengths(column) == 0
+            empty = self.manifest.byte_lengths(column)[rows] == 0
             if empty.any():
-                location = self.manifest.location(int(empty.argmax()))
+                location = self.manifest.location(int(rows[empty.argmax()]))
                 raise ManifestError(
                     f"{location}: expected a {column} to train on, found an empty cell"
                 )
@@ -272,8 +276,8 @@ class SpeechToTextSamuDataset(WaveformDataset):
         Raises:
             ManifestError: audio that cannot be read or is not as long as ``n_frames`` says.
         """
-        for position in np.linspace(0, len(self._kept) - 1, min(count, len(self._kept))):
-            self._read_wave(int(self._kept[int(position)]))
+        for position in np.linspace(0, len(self.kept) - 1, min(count, len(self.kept))):
+            self._read_wave(int(self.kept[int(position)]))
 
     # Examples
 

@@ -86,6 +86,13 @@ class SpeechToTextSamuConfig(FairseqDataclass):
         default="",
         metadata={"help": "comma-separated speed factors drawn from in training, e.g. 0.9,1.0,1.1"},
     )
+    source_langs: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "comma-separated source languages to train and validate on, for zero-shot translation "
+            "from the others; fairseq-generate and fairseq-validate take all rows (default: all)"
+        },
+    )
     lang_tag_template: str = field(
         default="<lang:{}>",
         metadata={
@@ -161,3 +168,13 @@ def speed_factors(text: str) -> Tuple[float, ...]:
             f"--speed-perturbation: expected comma-separated factors between 0.5 and 2, found {text!r}"
         )
     return factors
+
+
+def source_langs(text: Optional[str]) -> Tuple[str, ...]:
+    """Languages of ``--source-langs``; none = all."""
+    langs = () if text is None else tuple(lang.strip() for lang in text.split(","))
+    if "" in langs or len(set(langs)) < len(langs):
+        raise ValueError(
+            f"--source-langs: expected comma-separated languages, each of them once, found {text!r}"
+        )
+    return langs

@@ -15,6 +15,7 @@ from fairseq_samu.data.audio import SAMPLE_RATE, audio_duration
 from fairseq_samu.data.audio_presence import check_audio_present
 from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
 from fairseq_samu.data.manifest import Manifest
+from fairseq_samu.data.source_languages import rows_of_source_langs
 from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
 from fairseq_samu.data.teacher_embeddings import TeacherEmbeddings
 from fairseq_samu.data.text_codec import TextCodec
@@ -30,6 +31,7 @@ from fairseq_samu.tasks.speech_to_text_config import (
     SpeechToTextSamuConfig,
     check_options,
     sampling_alpha,
+    source_langs,
     speed_factors,
 )
 
@@ -65,6 +67,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self.pairs: List[Tuple[str, str]] = []
         self.alpha = sampling_alpha(cfg)
         self.speed_factors = speed_factors(cfg.speed_perturbation)
+        self.source_langs = source_langs(cfg.source_langs)
         self._validation_generator: Any = None
         self._scorers: Dict[str, PairScorer] = {}
         self._epoch_itrs: Dict[Any, Any] = {}
@@ -156,12 +159,13 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             epoch: not used: the dataset is told when an epoch begins.
             combine: not used: a split is one manifest, of any number of language pairs.
             task_cfg: given by fairseq-generate and fairseq-validate only, which want every split as it
-                is: no shuffling, re-sampling or speed perturbation.
+                is: no shuffling, re-sampling or speed perturbation, and all source languages.
             **kwargs: what fairseq gives to other tasks.
 
         Raises:
             FileNotFoundError: there is no such manifest.
-            ManifestError: the manifest breaks its format, or audio is missing.
+            ManifestError: the manifest breaks its format, audio is missing, or there are no rows of a
+                language of ``--source-langs``.
             ValueError: a target language without a tag in the dictionary.
         """
         path = Path(self.cfg.data) / f"{split}.tsv"
@@ -179,6 +183,11 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self.pairs += [pair for pair in manifest.pairs if pair not in self.pairs]
 
         training = split == self.cfg.train_subset and task_cfg is None
+        rows = None
+        if self.source_langs and task_cfg is None:
+            rows = rows_of_source_langs(manifest, self.source_langs, need_all=training)
+            others = len(manifest) - len(rows)
+            logger.info("%s: rows of other source languages left out: %d", path, others)
         dataset = SpeechToTextSamuDataset(
             manifest,
             audio_root=audio_root,
@@ -199,6 +208,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             max_target_tokens=self.cfg.max_target_positions,
             teacher=TeacherEmbeddings(manifest, self.cfg.teacher) if self.cfg.teacher else None,
             pair_codes=[self.pairs.index(pair) for pair in manifest.pairs],
+            rows=rows,
         )
         hours = manifest.n_frames.sum() / SAMPLE_RATE / 3600
         pairs = ", ".join(_names(manifest.pairs))
@@ -367,8 +377,10 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     def _log_retrieval(self, path: str) -> None:
         """Log retrieval over a whole split, to be worked out when all its vectors are there."""
         dataset = next(d for d in self.datasets.values() if d.manifest.path == path)
-        collector, teacher, manifest = self._collectors[path], dataset.teacher, dataset.manifest
-        log_retrieval(collector, teacher.vectors, manifest.pair_ids, _names(manifest.pairs))
+        collector, manifest = self._collectors[path], dataset.manifest
+        pairs = np.unique(manifest.pair_ids[dataset.kept]).tolist()
+        names = {pair: "-".join(manifest.pairs[pair]) for pair in pairs}
+        log_retrieval(collector, dataset.teacher.vectors, manifest.pair_ids, names)
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
         """Log the criterion's values, then those of every language pair."""

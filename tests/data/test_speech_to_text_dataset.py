@@ -208,6 +208,25 @@ def test_training_needs_texts(data, tmp_path):
     assert len(dataset(path)) == 10
 
 
+def test_only_given_rows_are_used_and_keep_their_numbers(data, tmp_path):
+    rows = np.array([1, 3, 5, 7, 8])
+    speech = dataset(data, rows=rows, max_samples=12_345, max_target_tokens=7)
+    assert [(row.row, row.reason) for row in speech.overlong] == [
+        (3, "longer than 12345 samples: 16000"),
+        (5, "target longer than 7 tokens: 12"),
+    ]
+    assert speech.kept.tolist() == [1, 7, 8] and len(speech) == 3
+    assert speech.ordered_indices().tolist() == [7, 8, 1]
+    assert speech[7]["index"] == 7 and speech[7]["tgt_text"] == TEXTS[7]
+    speech.check_examples(10)
+    with pytest.raises(ManifestError, match=r"train.tsv:10: expected a tgt_text"):
+        dataset(changed(data, tmp_path, 8, tgt_text=""), shuffle=True, rows=rows)
+    path = changed(data, tmp_path, 2, tgt_text="")
+    speech = dataset(path, shuffle=True, alpha=0.0, rows=rows, audio_root=str(data.parent))
+    assert speech.drawn_report() == "en-fr 1 → 2, fr-en 4 → 2"
+    assert set(speech.ordered_indices()) <= set(rows)
+
+
 # Order, sampling, speed
 
 

@@ -59,6 +59,33 @@ def test_only_the_training_split_of_a_training_run_is_shuffled(corpus):
     assert not task.dataset("train").shuffle and task.dataset("train").alpha == 1.0
 
 
+def test_training_on_some_source_languages_scores_all(corpus, caplog):
+    """Rows keep their numbers in the manifest, and fairseq-generate still sees those left out."""
+    task = setup(corpus, source_langs="es, fr", sampling_alpha=0.5)
+    with caplog.at_level("INFO"):
+        for split in ("train", "dev"):
+            task.load_dataset(split)
+    assert "dev.tsv: rows of other source languages left out: 8" in caplog.text
+    for split in ("train", "dev"):
+        dataset = task.dataset(split)
+        manifest = dataset.manifest
+        rows = np.unique(dataset.ordered_indices())
+        wanted = [row for row in range(len(manifest)) if manifest.cell(row, "src_lang") != "en"]
+        assert 0 < len(wanted) < len(manifest)
+        assert rows.tolist() == wanted and dataset[wanted[-1]]["index"] == wanted[-1]
+    task.load_dataset("dev", task_cfg=Namespace())
+    assert len(task.dataset("dev")) == len(task.dataset("dev").manifest) > len(rows)
+
+
+def test_a_source_language_that_is_not_there(corpus, tmp_path):
+    found = r"train\.tsv: expected .* none of de; source languages there: en, es, fr"
+    with pytest.raises(ValueError, match=found):
+        setup(corpus, source_langs="es,de").load_dataset("train")
+    setup(corpus, source_langs="es,de").load_dataset("dev")  # a split may be one language's
+    with pytest.raises(ValueError, match=r"dev\.tsv: expected .* none of de; "):
+        setup(corpus, source_langs="de").load_dataset("dev")
+
+
 def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
     """Left to the garbage collector they would hold up training for 5 s each."""
     task = setup(corpus)
@@ -81,6 +108,7 @@ def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
     ({"sampling_temperature": 0.0}, "--sampling-temperature > 0"),
     ({"speed_perturbation": "0.9;1.1"}, "--speed-perturbation"),
     ({"speed_perturbation": "0.1,1"}, "between 0.5 and 2"),
+    ({"source_langs": "es,,fr"}, "--source-langs: expected"),
     ({"transcript_dictionary": "dict_src.txt"}, "go together"),
     ({"dictionary": "absent.txt"}, "absent.txt"),
     ({"lang_tag_template": "<lang>"}, "one {}"),
