@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 #: Options of models that change what the weights compute, but not their sizes.
 SETTINGS = (
+    "encoder_features",
+    "encoder_view",
+    "pooling",
     "encoder_attention_heads",
     "encoder_layer_norm_first",
     "adaptor",

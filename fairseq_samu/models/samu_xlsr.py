@@ -1,10 +1,9 @@
 """SAMU-XLS-R: a speech encoder that lands on the sentence embedding of the transcript."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fairseq.data import Dictionary
-from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from torch import Tensor, nn
 
@@ -17,27 +16,16 @@ from fairseq_samu.models.recorded_model import (
 from fairseq_samu.models.speech_encoder import (
     SpeechEncoder,
     SpeechEncoderConfig,
+    build_sentence_head,
     build_speech_frames,
 )
 from fairseq_samu.modules.length_adaptor import NoAdaptor
-from fairseq_samu.modules.sentence_head import POOLINGS, SentenceHead
+from fairseq_samu.modules.sentence_head import SentenceHead
 
 
 @dataclass
 class SamuXlsrConfig(SpeechEncoderConfig):
     """Options of ``--arch samu_xlsr``."""
-
-    pooling: ChoiceEnum(list(POOLINGS)) = field(  # type: ignore[valid-type]
-        default="attention",
-        metadata={
-            "help": "how frames become one vector: self-attention (as published), their mean or "
-            "maximum, or a Transformer decoder with one learned query (SONAR)"
-        },
-    )
-    sentence_dim: int = field(
-        default=0,
-        metadata={"help": "width of the sentence embedding; 0 = that of the task's teacher"},
-    )
 
 
 @register_model("samu_xlsr", dataclass=SamuXlsrConfig)
@@ -80,7 +68,7 @@ class SamuXlsrModel(RecordedModel):
             ValueError: options, checkpoint and task do not fit together.
         """
         agree_with_task(cfg, task)
-        frames = build_speech_frames(cfg)
+        frames, head = build_speech_frames(cfg)
         if cfg.sentence_dim == 0:
             if task.teacher_dim is None:
                 raise ValueError("samu_xlsr needs the task's --teacher, or --sentence-dim")
@@ -92,10 +80,10 @@ class SamuXlsrModel(RecordedModel):
             )
         transcripts = task.transcript_dictionary if has_ctc_head(cfg, task) else None
         ctc_head = nn.Linear(cfg.encoder_embed_dim, len(transcripts)) if transcripts else None
-        encoder = SpeechEncoder(frames, NoAdaptor(), ctc_head)
-        head = SentenceHead(cfg.encoder_embed_dim, cfg.sentence_dim, str(cfg.pooling))
+        frozen = str(cfg.train_encoder) == "none"
+        encoder = SpeechEncoder(frames, NoAdaptor(), ctc_head, frozen=frozen)
         record(cfg)
-        model = cls(encoder, head, transcripts)
+        model = cls(encoder, head or build_sentence_head(cfg), transcripts)
         model.register_settings(cfg, task)
         return model
 

@@ -16,14 +16,19 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from omegaconf import II
 from torch import Tensor, nn
 
+from fairseq_samu.modules.encoder_view import FeatureNoise
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
+from fairseq_samu.modules.log_mel import HOP, WINDOW, LogMel
 from fairseq_samu.modules.masked_group_norm import MaskedGroupNorm
 from fairseq_samu.modules.padding import padding_mask as make_padding_mask
+from fairseq_samu.modules.sentence_head import POOLINGS, SentenceHead
 from fairseq_samu.modules.span_mask import span_mask
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
 from fairseq_samu.pretrained.wav2vec2 import ARCHITECTURE, Wav2VecCheckpoint, load_wav2vec2
 
 EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm"])
+FEATURES = ChoiceEnum(["waveform", "log_mel"])
+TRAINED_PARTS = ChoiceEnum(["all", "none"])
 
 
 @dataclass
@@ -33,8 +38,16 @@ class SpeechEncoderConfig(FairseqDataclass):
     speech_encoder_path: Optional[str] = field(
         default=None,
         metadata={
-            "help": "fairseq checkpoint of a wav2vec 2.0 or XLS-R encoder to start from; the "
-            "encoder's sizes come from it, and to translate with the result it is not needed"
+            "help": "checkpoint to start the encoder from: fairseq's of wav2vec 2.0 or XLS-R, or one of "
+            "samu_xlsr, with its sentence head; sizes come from it, and to translate with the result it is "
+            "not needed"
+        },
+    )
+    encoder_features: FEATURES = field(  # type: ignore[valid-type]
+        default="waveform",
+        metadata={
+            "help": "what the convolutional extractor reads: samples (wav2vec 2.0), or 80 log-mel energies "
+            "every 10 ms, which takes a small encoder half the time"
         },
     )
     encoder_extractor_mode: EXTRACTOR_MODES = field(  # type: ignore[valid-type]
@@ -47,7 +60,8 @@ class SpeechEncoderConfig(FairseqDataclass):
     encoder_conv_layers: str = field(
         default="[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2",
         metadata={
-            "help": "extractor layers as a list of (dim, kernel, stride), in samples of 16 kHz"
+            "help": "extractor layers as a list of (dim, kernel, stride), the first in samples of 16 kHz or "
+            "in log-mel frames"
         },
     )
     encoder_conv_bias: bool = field(
@@ -101,6 +115,23 @@ class SpeechEncoderConfig(FairseqDataclass):
         default=False,
         metadata={"help": "predict the transcript from the encoder's frames, for a CTC loss"},
     )
+    train_encoder: TRAINED_PARTS = field(  # type: ignore[valid-type]
+        default="all",
+        metadata={"help": "parts of the encoder that train, the sentence head of a view included"},
+    )
+    pooling: ChoiceEnum(list(POOLINGS)) = field(  # type: ignore[valid-type]
+        default="attention",
+        metadata={
+            "help": "how the sentence head makes one vector of the frames: self-attention (as published), "
+            "their mean or maximum, or a Transformer decoder with one learned query (SONAR)"
+        },
+    )
+    sentence_dim: int = field(
+        default=0,
+        metadata={
+            "help": "width of the sentence embedding; 0 = that of the checkpoint or of the task's teacher"
+        },
+    )
     # How the task normalises waveforms. Not an option: it is recorded, and checked when a
     # checkpoint meets another task.
     input_normalization: str = II("task.normalize")
@@ -138,15 +169,22 @@ class SpeechFrames(Wav2Vec2Model):
     Args:
         cfg: sizes, dropout, masking and ``feature_grad_mult``; ``conv_feature_layers`` has to be a
             plain list literal, because fairseq evaluates it.
+        features: what the extractor reads, ``waveform`` or ``log_mel``.
 
     Source: Baevski et al. 2020 (arXiv 2006.11477), Section 2; Babu et al. 2021 (arXiv 2111.09296).
     """
 
-    def __init__(self, cfg: Wav2Vec2Config) -> None:
+    def __init__(self, cfg: Wav2Vec2Config, features: str = "waveform") -> None:
         super().__init__(replace(cfg, encoder_layers=0))
         self.remove_pretraining_modules()
         self.cfg = cfg
         self.conv_layers = parse_conv_layers(cfg.conv_feature_layers)
+        self.log_mel = LogMel() if features == "log_mel" else None
+        if self.log_mel is not None:
+            dim, kernel, stride = self.conv_layers[0]
+            first = nn.Conv1d(self.log_mel.bands, dim, kernel, stride, bias=cfg.conv_bias)
+            nn.init.kaiming_normal_(first.weight)
+            self.feature_extractor.conv_layers[0][0] = first
         if cfg.extractor_mode == "default":
             self.feature_extractor.conv_layers[0][2] = MaskedGroupNorm(self.conv_layers[0][0])
         self.encoder.layers = nn.ModuleList(
@@ -179,7 +217,7 @@ class SpeechFrames(Wav2Vec2Model):
         samples = 1
         for _, kernel, stride in reversed(self.conv_layers):
             samples = (samples - 1) * stride + kernel
-        return samples
+        return samples if self.log_mel is None else (samples - 1) * HOP + WINDOW
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode waveforms.
@@ -192,9 +230,7 @@ class SpeechFrames(Wav2Vec2Model):
         Returns:
             Frames of shape (T, B, D), undefined where padded, and their padding mask (B, T).
         """
-        # fairseq-generate halves the model under --fp16, but not the samples
-        x = wave.to(self.layer_norm.weight.dtype)
-        x = nn.functional.pad(x, (0, max(0, self.receptive_field - wave.size(1))))
+        x = nn.functional.pad(wave, (0, max(0, self.receptive_field - wave.size(1))))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
             x, lengths = self._extract(x, lengths)
         if x.requires_grad and self.feature_grad_mult != 1.0:
@@ -216,11 +252,14 @@ class SpeechFrames(Wav2Vec2Model):
     def _extract(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Run the convolutions: (B, S) → (B, D, T), and the frames of every utterance."""
         x = wave.unsqueeze(1)
+        if self.log_mel is not None:
+            x, lengths = self.log_mel(wave), _windows(lengths, WINDOW, HOP)
+        # fairseq-generate halves the model under --fp16, but not the samples
+        x = x.to(self.layer_norm.weight.dtype)
         for block, (_, kernel, stride) in zip(
             self.feature_extractor.conv_layers, self.conv_layers, strict=True
         ):
-            lengths = (lengths - kernel).div(stride, rounding_mode="floor") + 1
-            lengths = lengths.clamp(min=1)
+            lengths = _windows(lengths, kernel, stride)
             for module in block:
                 x = module(x, lengths) if isinstance(module, MaskedGroupNorm) else module(x)
         return x, lengths
@@ -238,6 +277,11 @@ class SpeechFrames(Wav2Vec2Model):
         return x
 
 
+def _windows(lengths: Tensor, kernel: int, stride: int) -> Tensor:
+    """Windows of ``kernel`` in sequences of these lengths; at least one."""
+    return ((lengths - kernel).div(stride, rounding_mode="floor") + 1).clamp(min=1)
+
+
 def _make_gradient_contiguous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
     """Hand the gradient of ``output`` on with its elements in order.
 
@@ -249,13 +293,17 @@ def _make_gradient_contiguous(module: nn.Module, inputs: tuple[Tensor], output: 
 
 
 class SpeechEncoder(FairseqEncoder):
-    """Speech frames, their CTC scores if wanted, and the length adaptor to the decoder.
+    """Speech frames, their CTC scores if wanted, and what a decoder reads of them.
 
     Args:
         frames: the wav2vec 2.0 network.
         adaptor: a module of ``fairseq_samu.modules.length_adaptor``.
         ctc_head: projection from frames to transcript symbols, or None.
         positions: fairseq's sinusoidal embedding, added to what the decoder reads, or None.
+        view: a module of ``fairseq_samu.modules.encoder_view`` between frames and adaptor, or None for
+            the frames themselves.
+        noise: factor of the noise on what the adaptor reads in training.
+        frozen: keep frames and view as they are: no gradient, no dropout, no masks.
     """
 
     def __init__(
@@ -264,12 +312,30 @@ class SpeechEncoder(FairseqEncoder):
         adaptor: nn.Module,
         ctc_head: nn.Linear | None,
         positions: nn.Module | None = None,
+        view: nn.Module | None = None,
+        noise: float = 0.0,
+        frozen: bool = False,
     ) -> None:
         super().__init__(dictionary=None)
         self.wav2vec2 = frames
         self.adaptor = adaptor
         self.ctc_head = ctc_head
         self.positions = positions
+        self.view = view
+        self.noise = FeatureNoise(noise)
+        self.frozen = frozen
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [part for part in (self.wav2vec2, self.view) if part is not None and self.frozen]
+
+    def train(self, mode: bool = True) -> "SpeechEncoder":
+        """Switch to training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> dict[str, list[Tensor]]:
         """Encode a batch.
@@ -284,8 +350,12 @@ class SpeechEncoder(FairseqEncoder):
             ``speech_padding_mask`` (B, T), the frames before the adaptor; ``ctc_logits``
             (T, B, V), or an empty list without CTC; and fairseq's remaining keys, empty.
         """
-        speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
-        x, padding_mask = self.adaptor(speech, speech_padding_mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
+            x, padding_mask = speech, speech_padding_mask
+            if self.view is not None:
+                x, padding_mask = self.view(x, padding_mask)
+        x, padding_mask = self.adaptor(self.noise(x, padding_mask), padding_mask)
         if self.positions is not None:
             # The mask stands for tokens: padded frames have the padding index, 1.
             x = x + self.positions(padding_mask).transpose(0, 1).type_as(x)
@@ -332,7 +402,7 @@ class SpeechEncoder(FairseqEncoder):
         return int(1e9)
 
 
-def build_speech_frames(cfg: Any) -> SpeechFrames:
+def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
     """Build the encoder from a ``SpeechEncoderConfig``, with pretrained weights if it names any.
 
     With ``speech_encoder_path`` the sizes found in that checkpoint are written into ``cfg`` and
@@ -342,27 +412,35 @@ def build_speech_frames(cfg: Any) -> SpeechFrames:
         cfg: the options; changed as described.
 
     Returns:
-        The encoder.
+        The encoder, and the sentence head of the checkpoint if it has one.
 
     Raises:
         ValueError: an option contradicts the checkpoint, or its weights do not fit.
     """
     if cfg.speech_encoder_path is None:
         check_heads(cfg, "encoder")
-        return SpeechFrames(_wav2vec2_config(cfg))
+        return SpeechFrames(_wav2vec2_config(cfg), str(cfg.encoder_features)), None
     path = cfg.speech_encoder_path
     checkpoint = load_wav2vec2(path)
     _check_normalization(cfg, checkpoint)
     _adopt_sizes(cfg, checkpoint)
-    frames = SpeechFrames(_wav2vec2_config(cfg))
+    frames = SpeechFrames(_wav2vec2_config(cfg), str(cfg.encoder_features))
+    head = build_sentence_head(cfg) if checkpoint.head else None
     try:
         frames.load_state_dict(checkpoint.state_dict)
+        if head is not None:
+            head.load_state_dict(checkpoint.head)
     except RuntimeError as error:
         raise ValueError(
             f"{path}: the weights do not fit the options saved with them: {error}"
         ) from error
     cfg.speech_encoder_path = None
-    return frames
+    return frames, head
+
+
+def build_sentence_head(cfg: Any) -> SentenceHead:
+    """Build the head that turns frames into the utterance vector."""
+    return SentenceHead(cfg.encoder_embed_dim, cfg.sentence_dim, str(cfg.pooling))
 
 
 def check_heads(cfg: Any, part: str) -> None:
@@ -373,12 +451,6 @@ def check_heads(cfg: Any, part: str) -> None:
             f"--{part}-attention-heads: expected a number that divides --{part}-embed-dim {width}, "
             f"found {heads}"
         )
-
-
-def option_name(wav2vec2_option: str) -> str:
-    """Our name of an option of fairseq's ``Wav2Vec2Config``."""
-    name = wav2vec2_option.replace("conv_feature_layers", "conv_layers")
-    return name if name.startswith("encoder_") else f"encoder_{name}"
 
 
 def _wav2vec2_config(cfg: Any) -> Wav2Vec2Config:
@@ -393,7 +465,7 @@ def _wav2vec2_config(cfg: Any) -> Wav2Vec2Config:
         mask_channel_prob=cfg.mask_channel_prob,
         mask_channel_length=cfg.mask_channel_length,
     )
-    sizes = {name: cfg[option_name(name)] for name in ARCHITECTURE}
+    sizes = {name: cfg[option] for name, option in ARCHITECTURE.items()}
     sizes["extractor_mode"] = str(sizes["extractor_mode"])
     # fairseq evaluates this text: hand it one that is known to be a list of numbers
     sizes["conv_feature_layers"] = str(parse_conv_layers(sizes["conv_feature_layers"]))
@@ -404,10 +476,9 @@ def _adopt_sizes(cfg: Any, checkpoint: Wav2VecCheckpoint) -> None:
     """Write the checkpoint's sizes into ``cfg``, unless an option says otherwise."""
     defaults = SpeechEncoderConfig()
     contradictions = []
-    for name, expected in checkpoint.config.items():
-        option = option_name(name)
+    for option, expected in checkpoint.options.items():
         found, default = cfg[option], getattr(defaults, option)
-        if name == "conv_feature_layers":
+        if option == "encoder_conv_layers":
             found, default = str(parse_conv_layers(found)), str(parse_conv_layers(default))
         if found not in (expected, default):
             flag = "--" + option.replace("_", "-")

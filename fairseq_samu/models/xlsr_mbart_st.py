@@ -22,11 +22,14 @@ from fairseq_samu.models.recorded_model import (
 from fairseq_samu.models.speech_encoder import (
     SpeechEncoder,
     SpeechEncoderConfig,
+    build_sentence_head,
     build_speech_frames,
     check_heads,
 )
+from fairseq_samu.modules.encoder_view import VIEWS, PooledView, ProjectedView
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, NoAdaptor
+from fairseq_samu.modules.sentence_head import SentenceHead
 
 ADAPTORS = ChoiceEnum(["none", "linear", "conv"])
 ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
@@ -36,6 +39,21 @@ ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
 class XlsrMbartStConfig(SpeechEncoderConfig):
     """Options of ``--arch xlsr_mbart_st``; the decoder's sizes default to Transformer base."""
 
+    encoder_view: ChoiceEnum(list(VIEWS)) = field(  # type: ignore[valid-type]
+        default="hidden",
+        metadata={
+            "help": "what the decoder reads: the encoder's hidden frames; or, of a SAMU-XLS-R encoder, the "
+            "frames projected to the sentence space and weighted as its head pools them (best for languages "
+            "without translation data); or the pooled vector alone"
+        },
+    )
+    encoder_view_noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Gaussian noise on what the adaptor reads in training, as a multiple of every feature's "
+            "standard deviation; 0.7 helps a frozen encoder in languages without translation data"
+        },
+    )
     adaptor: ADAPTORS = field(  # type: ignore[valid-type]
         default="conv",
         metadata={
@@ -190,13 +208,22 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
             ValueError: options, checkpoint and task do not fit together.
         """
         agree_with_task(cfg, task)
-        frames = build_speech_frames(cfg)
+        frames, head = build_speech_frames(cfg)
         transcripts: Dictionary | None = None
         ctc_head: nn.Linear | None = None
         if has_ctc_head(cfg, task):
             transcripts = task.transcript_dictionary
             ctc_head = nn.Linear(cfg.encoder_embed_dim, len(transcripts))
-        encoder = SpeechEncoder(frames, _build_adaptor(cfg), ctc_head, _build_positions(cfg))
+        view = _build_view(cfg, head)
+        encoder = SpeechEncoder(
+            frames,
+            _build_adaptor(cfg, cfg.encoder_embed_dim if view is None else view.width),
+            ctc_head,
+            _build_positions(cfg),
+            view,
+            cfg.encoder_view_noise,
+            frozen=str(cfg.train_encoder) == "none",
+        )
         decoder = _build_decoder(cfg, task.target_dictionary)
         record(cfg)
         model = cls(encoder, decoder, task.target_dictionary, transcripts)
@@ -241,8 +268,26 @@ def _clear_unfilled(positions: nn.Module | None) -> None:
         unfilled.zero_()
 
 
-def _build_adaptor(cfg: Any) -> nn.Module:
-    width, out_dim = cfg.encoder_embed_dim, cfg.decoder_embed_dim
+def _build_view(cfg: Any, head: SentenceHead | None) -> ProjectedView | PooledView | None:
+    """Build what stands between frames and adaptor; ``head`` is the checkpoint's."""
+    if cfg.encoder_view_noise < 0:
+        raise ValueError(
+            f"--encoder-view-noise: expected 0 or more, found {cfg.encoder_view_noise}"
+        )
+    view = str(cfg.encoder_view)
+    if view == "hidden":
+        return None
+    if head is None and cfg.sentence_dim == 0:
+        raise ValueError(
+            f"--encoder-view {view} reads the encoder through its sentence head: expected a checkpoint of "
+            "samu_xlsr as --speech-encoder-path, found an encoder without a head"
+        )
+    head = head or build_sentence_head(cfg)
+    return ProjectedView(head) if view == "projected" else PooledView(head)
+
+
+def _build_adaptor(cfg: Any, width: int) -> nn.Module:
+    out_dim = cfg.decoder_embed_dim
     kind = str(cfg.adaptor)
     if kind == "conv":
         return ConvGLUAdaptor(

@@ -1,4 +1,4 @@
-"""Reads wav2vec 2.0 and XLS-R checkpoints of fairseq, whatever their age."""
+"""Reads speech encoders: fairseq's checkpoints of wav2vec 2.0 and XLS-R, and this project's."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from torch import Tensor
 from fairseq_samu import compat
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
 
-# The options of fairseq's Wav2Vec2Config that shape the parameters.
-ARCHITECTURE = (
-    "extractor_mode",
-    "conv_feature_layers",
-    "conv_bias",
-    "encoder_layers",
-    "encoder_embed_dim",
-    "encoder_ffn_embed_dim",
-    "encoder_attention_heads",
-    "layer_norm_first",
-    "conv_pos",
-    "conv_pos_groups",
-)
+#: The options of fairseq's Wav2Vec2Config that shape the parameters → their names in this project.
+ARCHITECTURE = {
+    "extractor_mode": "encoder_extractor_mode",
+    "conv_feature_layers": "encoder_conv_layers",
+    "conv_bias": "encoder_conv_bias",
+    "encoder_layers": "encoder_layers",
+    "encoder_embed_dim": "encoder_embed_dim",
+    "encoder_ffn_embed_dim": "encoder_ffn_embed_dim",
+    "encoder_attention_heads": "encoder_attention_heads",
+    "layer_norm_first": "encoder_layer_norm_first",
+    "conv_pos": "encoder_conv_pos",
+    "conv_pos_groups": "encoder_conv_pos_groups",
+}
+
+#: Further options of this project's checkpoints: what the extractor reads, and the sentence head.
+OWN_OPTIONS = ("encoder_features", "pooling", "sentence_dim")
+
+#: Where this project's models keep the sentence head: samu_xlsr, and xlsr_mbart_st with a view of it.
+HEADS = {"samu_xlsr": "head.", "xlsr_mbart_st": "encoder.view.head."}
 
 # Options that make another network of it; only these values can be read.
 ONLY = {
@@ -48,24 +54,27 @@ class Wav2VecCheckpoint:
     """A speech encoder as found on disk.
 
     Attributes:
-        config: the options in ``ARCHITECTURE``, as in fairseq's ``Wav2Vec2Config``;
-            ``conv_feature_layers`` is a plain list literal.
+        options: the sizes, under the names of this project's options; ``encoder_conv_layers`` is a
+            plain list literal.
         state_dict: weights under the names of fairseq's ``Wav2Vec2Model``, without those of
             pre-training.
         normalize: whether the encoder was trained on utterances of zero mean and unit variance;
             None if the checkpoint does not say.
+        head: weights of the sentence head; empty without one.
     """
 
-    config: dict[str, Any]
+    options: dict[str, Any]
     state_dict: dict[str, Tensor]
     normalize: bool | None
+    head: dict[str, Tensor]
 
 
 def load_wav2vec2(path: str) -> Wav2VecCheckpoint:
-    """Read a pre-trained encoder, or the encoder inside a model fine-tuned from one.
+    """Read a speech encoder, or that inside a model trained from one.
 
     Args:
-        path: a fairseq checkpoint with ``cfg`` or, if older, ``args``.
+        path: a fairseq checkpoint with ``cfg`` or, if older, ``args``, of wav2vec 2.0, of a model
+            fine-tuned from it, or of this project.
 
     Returns:
         Its architecture, weights and normalisation.
@@ -78,24 +87,49 @@ def load_wav2vec2(path: str) -> Wav2VecCheckpoint:
     if not isinstance(state.get("model"), dict):
         raise ValueError(f"{path}: expected a fairseq checkpoint, found no weights under 'model'")
     model, task = _model_and_task(state, path)
+    weights = state["model"]
+    own_name = model.get("_name", model.get("arch"))
+    if own_name in HEADS:
+        return _own_checkpoint(model, weights, HEADS[own_name], path)
 
     for option, value in ONLY.items():
         found = _value(model.get(option, value))
         if found != value:
             raise ValueError(f"{path}: wav2vec 2.0 with {option}={value} expected, found {found}")
     defaults = Wav2Vec2Config()
-    config = {name: _value(model.get(name, getattr(defaults, name))) for name in ARCHITECTURE}
-    try:
-        config["conv_feature_layers"] = str(parse_conv_layers(config["conv_feature_layers"]))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
+    options = {
+        option: _value(model.get(name, getattr(defaults, name)))
+        for name, option in ARCHITECTURE.items()
+    }
     normalize = task.get("normalize", model.get("normalize"))
     return Wav2VecCheckpoint(
-        config=config,
-        state_dict=_encoder_weights(state["model"], path),
+        options=_with_plain_layers(options, path),
+        state_dict=_encoder_weights(weights, path),
         normalize=None if normalize is None else bool(normalize),
+        head={},
     )
+
+
+def _own_checkpoint(
+    model: dict[str, Any], weights: dict[str, Tensor], head: str, path: str
+) -> Wav2VecCheckpoint:
+    """Encoder and sentence head of a model of this project."""
+    head_weights = {k[len(head) :]: weight for k, weight in weights.items() if k.startswith(head)}
+    names = [*ARCHITECTURE.values(), *(OWN_OPTIONS if head_weights else OWN_OPTIONS[:1])]
+    return Wav2VecCheckpoint(
+        options=_with_plain_layers({name: _value(model[name]) for name in names}, path),
+        state_dict=_encoder_weights(weights, path),
+        normalize=model["input_normalization"] == "utterance",
+        head=head_weights,
+    )
+
+
+def _with_plain_layers(options: dict[str, Any], path: str) -> dict[str, Any]:
+    try:
+        layers = str(parse_conv_layers(options["encoder_conv_layers"]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return {**options, "encoder_conv_layers": layers}
 
 
 def _model_and_task(state: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:

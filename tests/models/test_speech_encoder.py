@@ -355,7 +355,7 @@ def save_pretrained(path: Path, normalize: bool = True) -> Wav2Vec2Model:
 
 
 def test_builds_from_options() -> None:
-    frames = build_speech_frames(make_options(**SIZES, encoder_layerdrop=0.2, mask_prob=0.3))
+    frames, _ = build_speech_frames(make_options(**SIZES, encoder_layerdrop=0.2, mask_prob=0.3))
     reference = Wav2Vec2Model(XLSR)
     reference.remove_pretraining_modules()
     shapes = {name: weight.shape for name, weight in reference.state_dict().items()}
@@ -367,7 +367,7 @@ def test_sizes_and_weights_come_from_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "w2v.pt"
     model = save_pretrained(path)
     cfg = make_options(speech_encoder_path=str(path), encoder_dropout=0.25)
-    frames = build_speech_frames(cfg).eval()
+    frames = build_speech_frames(cfg)[0].eval()
     assert cfg.speech_encoder_path is None
     plain = {**SIZES, "encoder_conv_layers": "[(12, 10, 5), (12, 3, 2), (16, 3, 2), (16, 2, 2)]"}
     assert {name: cfg[name] for name in SIZES} == plain
