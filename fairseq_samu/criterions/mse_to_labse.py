@@ -10,6 +10,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
+from fairseq_samu.criterions.contrastive_loss import contrastive_loss
 from fairseq_samu.criterions.ctc_loss import ctc_loss
 
 DISTANCES = ChoiceEnum(["cosine", "mse"])
@@ -37,6 +38,17 @@ class MseToLabseConfig(FairseqDataclass):
             "with --ctc and a task with --transcript-dictionary"
         },
     )
+    contrastive_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the contrastive loss (symmetric InfoNCE) with the other sentences of all "
+            "workers' batches, added to the distance"
+        },
+    )
+    contrastive_temperature: float = field(
+        default=0.05,
+        metadata={"help": "what the contrastive loss divides cosines by; small = hard negatives"},
+    )
 
 
 @register_criterion("mse_to_labse", dataclass=MseToLabseConfig)
@@ -47,9 +59,15 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
 
     .. math:: \ell_{cosine} = β (1 - s \cdot t), \qquad \ell_{mse} = \frac{β}{E} \lVert s - t \rVert^2,
 
-    plus ``transcript_ctc_weight`` times −log p(transcript) under CTC. Since both vectors have length one,
-    the squared difference is 2 (1 − s·t): the two distances have one direction and differ in scale by 2/E.
+    plus ``transcript_ctc_weight`` times −log p(transcript) under CTC, plus ``contrastive_weight`` times
+    symmetric InfoNCE (:func:`~fairseq_samu.criterions.contrastive_loss.contrastive_loss`). Since both
+    vectors have length one, the squared difference is 2 (1 − s·t): the two distances have one direction
+    and differ in scale by 2/E.
     The gradient is divided by the number of utterances over all workers and accumulated batches.
+
+    Negatives of the contrastive term are the other sentences in the batches that all workers have at one
+    time: ``--update-freq`` adds up gradients of several such batches and does not enlarge them. In
+    validation, where workers may have different numbers of batches, they are those of the own batch.
 
     Source: Khurana et al. 2022 (arXiv 2205.08180), Eq. 2; β as in the authors' code.
 
@@ -58,23 +76,34 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
         distance: ``cosine`` or ``mse``.
         distance_weight: β.
         transcript_ctc_weight: weight of the CTC term.
+        contrastive_weight: weight of the contrastive term.
+        contrastive_temperature: its temperature.
 
     Raises:
-        ValueError: a weight out of range, no teacher, or a CTC weight without transcripts.
+        ValueError: a weight or the temperature out of range, no teacher, or a CTC weight without transcripts.
     """
 
     def __init__(
-        self, task: Any, distance: str, distance_weight: float, transcript_ctc_weight: float
+        self,
+        task: Any,
+        distance: str,
+        distance_weight: float,
+        transcript_ctc_weight: float,
+        contrastive_weight: float = 0.0,
+        contrastive_temperature: float = 0.05,
     ) -> None:
         super().__init__(task)
         if task.teacher_dim is None:
             raise ValueError("mse_to_labse needs the teacher's embeddings: give the task --teacher")
-        if min(distance_weight, transcript_ctc_weight) < 0 or (
-            distance_weight == transcript_ctc_weight == 0
-        ):
+        weights = (distance_weight, transcript_ctc_weight, contrastive_weight)
+        if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
-                "expected --distance-weight and --transcript-ctc-weight ≥ 0, and one of them above 0, "
-                f"found {distance_weight} and {transcript_ctc_weight}"
+                "expected --distance-weight, --transcript-ctc-weight and --contrastive-weight ≥ 0, and "
+                f"one of them above 0, found {', '.join(map(str, weights))}"
+            )
+        if contrastive_temperature <= 0:
+            raise ValueError(
+                f"--contrastive-temperature: expected a value > 0, found {contrastive_temperature}"
             )
         if transcript_ctc_weight > 0 and task.transcript_dictionary is None:
             raise ValueError(
@@ -84,6 +113,8 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
         self.distance = str(distance)
         self.distance_weight = distance_weight
         self.ctc_weight = transcript_ctc_weight
+        self.contrastive_weight = contrastive_weight
+        self.temperature = contrastive_temperature
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
@@ -92,14 +123,17 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
 
         Args:
             model: gives ``embedding`` (B, E) and ``encoder_out``.
-            sample: a batch with ``teacher`` (B, E).
+            sample: a batch with ``teacher`` (B, E), and ``ignored`` where it stands in for one that this
+                worker lacks.
             reduce: has to be True; kept for fairseq's interface.
 
         Returns:
-            The summed loss, the number of utterances, and what to log.
+            The summed loss, the number of utterances, and what to log. With the contrastive term, which is
+            that of all workers, the value of the loss is not the logged one; its gradient is.
         """
         output = model(**sample["net_input"])
-        distances = self.distances(output["embedding"], sample["teacher"].float())
+        teacher = sample["teacher"].float()
+        distances = self.distances(output["embedding"], teacher)
         loss = self.distance_weight * distances.sum()
         per_pair = torch.zeros(2, len(self.task.pairs), device=distances.device)
         ones = torch.ones_like(distances)
@@ -119,8 +153,19 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
             loss = loss + self.ctc_weight * ctc
             logging_output["ctc_loss"] = ctc.data
             logging_output["transcript_ntokens"] = sample["transcript_lengths"].sum()
-        sample_size = sample["nsentences"]
         logging_output["loss"] = loss.data
+        if self.contrastive_weight > 0:
+            contrastive, own_share = contrastive_loss(
+                output["embedding"],
+                teacher,
+                self.temperature,
+                gather=model.training,
+                counts=not sample.get("ignored", False),
+            )
+            loss = loss + self.contrastive_weight * contrastive
+            logging_output["loss"] = logging_output["loss"] + self.contrastive_weight * own_share
+            logging_output["contrastive_loss"] = own_share
+        sample_size = sample["nsentences"]
         logging_output["sample_size"] = sample_size
         return loss, sample_size, logging_output
 
@@ -140,7 +185,7 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Log loss and distance per utterance and the CTC loss per symbol, in bits."""
+        """Log per utterance the loss, distance and contrastive loss (nats), per symbol CTC (bits)."""
 
         def total(key: str) -> float:
             return float(sum(log.get(key, 0) for log in logging_outputs))
@@ -150,6 +195,9 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
             return
         metrics.log_scalar("loss", total("loss") / sentences, sentences, round=3)
         metrics.log_scalar("distance", total("distance") / sentences, sentences, round=4)
+        if any("contrastive_loss" in log for log in logging_outputs):
+            nats = total("contrastive_loss") / sentences
+            metrics.log_scalar("contrastive_loss", nats, sentences, round=4)
         symbols = total("transcript_ntokens")
         if symbols > 0:
             bits = total("ctc_loss") / symbols / math.log(2)

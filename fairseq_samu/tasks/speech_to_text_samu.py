@@ -332,7 +332,20 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             return valid[0]
         raise ValueError(f"--target-lang: expected one of {', '.join(valid)}, found none")
 
-    # Validation
+    # Training and validation
+
+    def train_step(
+        self,
+        sample: Dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> Tuple[Any, int, Dict[str, Any]]:
+        """Forward and backward; ``ignored`` tells criterions of batches that only stand in for none."""
+        sample = {**sample, "ignored": ignore_grad}
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def valid_step(
         self, sample: Dict[str, Any], model: Any, criterion: Any

@@ -105,6 +105,8 @@ def test_halves_on_two_workers_log_what_one_batch_does():
     ((task(), "cosine", 0.0, 0.0), "--distance-weight"),
     ((task(), "cosine", 1.0, -1.0), "--transcript-ctc-weight"),
     ((task(), "cosine", 1.0, 0.1), "--transcript-dictionary"),
+    ((task(), "cosine", 1.0, 0.0, -1.0), "--contrastive-weight"),
+    ((task(), "cosine", 1.0, 0.0, 1.0, 0.0), "--contrastive-temperature"),
 ])  # fmt: skip
 def test_wrong_options(arguments, message):
     with pytest.raises(ValueError, match=message):
