@@ -15,31 +15,26 @@ embedded once. A run that was killed goes on where it was when the same command 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import json
 import os
 import re
 import sys
-import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data_prep.atomic import ReplacedFile
 from data_prep.extras import needs_extra
+from data_prep.vector_files import VectorFiles, row_hash
 
 LABSE = "sentence-transformers/LaBSE"
 # What a column adds to the teacher's name in file names.
 COLUMN_SUFFIX = {"src_text": "", "tgt_text": "-tgt"}
-# How often progress is made safe on disk; what comes after it is lost when the machine goes down.
-JOURNAL_SECONDS = 10.0
 # Rows whose vectors are copied to rows with the same text at a time.
 COPY_ROWS = 1 << 16
 # Shorter vectors have no direction worth keeping.
@@ -155,7 +150,7 @@ def scan_column(manifest: Path, column: str) -> TextColumn:
                 )
             offsets.append(begin + sum(map(len, cells[:position])) + position)
             lengths.append(len(text))
-            hashes.append(_hash(text))
+            hashes.append(row_hash(text))
             digest.update(text + b"\n")
             begin += len(line)
     if not offsets:
@@ -204,87 +199,27 @@ def embed_manifest(
     first_row = first[inverse]  # (N,) the first row with the same text
     order = first[np.lexsort((first, -texts.lengths[first]))]
 
-    output = _Output(manifest.with_name(name), sidecar)
+    output = VectorFiles(manifest.with_name(name), sidecar)
     if output.is_finished():
         return Embedded(output.vectors, len(first_row), len(order), 0)
     vectors, done = output.open()
-    with tqdm(total=len(order), initial=done, desc=name, unit="text") as bar:
-        saved = time.monotonic()
-        with open(manifest, "rb") as file:
-            for start in range(done, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                batch = [_read_text(file.fileno(), manifest, texts, int(row)) for row in rows]
-                vectors[rows] = _normalise(teacher.encode(batch), manifest, rows, batch)
-                bar.update(len(rows))
-                if time.monotonic() - saved >= JOURNAL_SECONDS:
-                    output.save_progress(vectors, start + len(rows))
-                    saved = time.monotonic()
+    bar = tqdm(total=len(order), initial=done, desc=name, unit="text")
+    with bar, open(manifest, "rb") as file:
+        for start in range(done, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = [_read_text(file.fileno(), manifest, texts, int(row)) for row in rows]
+            vectors[rows] = _normalise(teacher.encode(batch), manifest, rows, batch)
+            bar.update(len(rows))
+            output.save_progress(vectors, start + len(rows))
     for start in range(0, len(first_row), COPY_ROWS):
         vectors[start : start + COPY_ROWS] = vectors[first_row[start : start + COPY_ROWS]]
     output.finish(vectors, texts.hashes)
     return Embedded(output.vectors, len(first_row), len(order), len(order) - done)
 
 
-class _Output:
-    """The files of one column, and what is kept of them while they are incomplete.
-
-    Args:
-        stem: their path up to the name of the teacher.
-        sidecar: what the JSON file is going to say, which also tells whose progress it is.
-    """
-
-    def __init__(self, stem: Path, sidecar: dict[str, Any]) -> None:
-        self.vectors = stem.with_name(f"{stem.name}.npy")
-        self._rows = stem.with_name(f"{stem.name}.rows.npy")
-        self._json = stem.with_name(f"{stem.name}.json")
-        self._work = stem.with_name(f".{stem.name}.npy.part")
-        self._journal = stem.with_name(f".{stem.name}.progress.json")
-        self._sidecar = sidecar
-        self._shape = (sidecar["rows"], sidecar["dimension"])
-
-    def is_finished(self) -> bool:
-        """Whether the files are there and belong to these texts and this model."""
-        return (
-            _read_json(self._json) == self._sidecar
-            and self._rows.is_file()
-            and _open_vectors(self.vectors, "r", self._shape) is not None
-        )
-
-    def open(self) -> tuple[npt.NDArray[np.float16], int]:
-        """The vectors (N, D), mapped from disk, and how many distinct texts are done."""
-        journal = _read_json(self._journal) or {}
-        if journal.get("of") == self._sidecar:
-            vectors = _open_vectors(self._work, "r+", self._shape)
-            if vectors is not None:
-                return vectors, journal["done"]
-        self._journal.unlink(missing_ok=True)
-        return np.lib.format.open_memmap(self._work, "w+", np.float16, self._shape), 0
-
-    def save_progress(self, vectors: npt.NDArray[np.float16], done: int) -> None:
-        """Makes sure that the vectors of the first `done` distinct texts survive."""
-        _sync(vectors)
-        _write_json(self._journal, {"of": self._sidecar, "done": done})
-
-    def finish(self, vectors: npt.NDArray[np.float16], hashes: npt.NDArray[np.uint64]) -> None:
-        """Gives the files their names. The JSON file comes last: without it there is nothing."""
-        _sync(vectors)
-        self._json.unlink(missing_ok=True)
-        rows = ReplacedFile(self._rows)
-        with open(rows.temporary, "wb") as file:
-            np.save(file, hashes)
-        rows.commit()
-        os.replace(self._work, self.vectors)
-        _write_json(self._json, self._sidecar)
-        self._journal.unlink(missing_ok=True)
-
-
-def _hash(text: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
 def _read_text(fd: int, manifest: Path, texts: TextColumn, row: int) -> str:
     text = os.pread(fd, int(texts.lengths[row]), int(texts.offsets[row]))
-    if _hash(text) != texts.hashes[row]:
+    if row_hash(text) != texts.hashes[row]:
         raise ValueError(f"{manifest}:{row + 2}: changed while it was being embedded")
     return text.decode("utf-8")
 
@@ -304,40 +239,14 @@ def _normalise(
     return vectors / norms
 
 
-def _open_vectors(path: Path, mode: Any, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
-    """Maps vectors; None if there is no such file or it holds something else."""
-    with contextlib.suppress(OSError, ValueError):
-        # Unlike np.load this neither opens zip archives nor ever unpickles.
-        vectors = np.lib.format.open_memmap(path, mode)
-        if vectors.shape == shape and vectors.dtype == np.float16:
-            return vectors
-    return None
-
-
-def _sync(vectors: npt.NDArray[np.float16]) -> None:
-    assert isinstance(vectors, np.memmap)
-    vectors.flush()
-
-
-def _read_json(path: Path) -> Any:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    replaced = ReplacedFile(path)
-    replaced.temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    replaced.commit()
-
-
 def default_teacher_name(model: str) -> str:
     """`labse` for `sentence-transformers/LaBSE`, `teacher` for `out/teacher/`."""
     name = re.sub(r"[^a-z0-9_]+", "-", Path(model).resolve().name.lower()).strip("-")
     return name or "teacher"
 
 
-def _teacher_name(text: str) -> str:
+def vectors_name(text: str) -> str:
+    """Checks a name that files of vectors are called after, for argparse."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
         raise argparse.ArgumentTypeError(f"expected letters, digits, - and _, found {text!r}")
     return text
@@ -367,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="embed transcripts (src_text), target texts or both (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--teacher-name", type=_teacher_name, metavar="NAME",
+        "--teacher-name", type=vectors_name, metavar="NAME",
         help="what the files are called after (default: the last part of --model, lower case)",
     )  # fmt: skip
     parser.add_argument(

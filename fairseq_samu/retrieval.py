@@ -11,23 +11,51 @@ from fairseq.logging import metrics
 from numpy.typing import NDArray
 from torch import Tensor
 
+#: Similarities held at a time: 64 MB.
+BLOCK = 1 << 24
 
-def first_right_ranks(queries: Tensor, candidates: Tensor, right: Tensor) -> Tensor:
-    """Rank of the best right candidate of every query, from 1.
 
-    Ties count against the query, except ties among right candidates.
+def first_right_ranks(
+    queries: Tensor,
+    candidates: Tensor,
+    query_groups: Tensor,
+    candidate_groups: Tensor,
+    itself: Tensor | None = None,
+) -> Tensor:
+    """Rank of the best candidate of its own group for every query, from 1.
+
+    Ties count against the query, except ties among the candidates of its group.
 
     Args:
         queries: vectors of length one, shape (Q, E).
         candidates: vectors of length one, shape (C, E).
-        right: which candidates are right for which query, bool (Q, C); at least one a query.
+        query_groups: group of every query, shape (Q,); each has a candidate.
+        candidate_groups: group of every candidate, shape (C,).
+        itself: position of every query among the candidates, where it is not to be found, shape (Q,).
 
     Returns:
         Shape (Q,), int64.
     """
-    similarity = queries @ candidates.T
-    best = similarity.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
-    return ((similarity >= best) & ~right).sum(dim=1) + 1
+    ranks = []
+    for rows in torch.arange(len(queries)).split(max(1, BLOCK // len(candidates))):
+        similarity = queries[rows] @ candidates.T
+        right = query_groups[rows, None] == candidate_groups[None, :]
+        if itself is not None:
+            own = itself[rows, None]
+            similarity.scatter_(1, own, float("-inf"))
+            right.scatter_(1, own, False)
+        best = similarity.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
+        ranks.append(((similarity >= best) & ~right).sum(dim=1) + 1)
+    return torch.cat(ranks)
+
+
+def rank_scores(ranks: Tensor) -> dict[str, float]:
+    """``r1`` and ``r5`` (%: how many ranks are at most 1 and 5) and ``mrr``, the mean of 1 / rank."""
+    return {
+        "r1": 100.0 * float((ranks <= 1).float().mean()),
+        "r5": 100.0 * float((ranks <= 5).float().mean()),
+        "mrr": float((1.0 / ranks.float()).mean()),
+    }
 
 
 def retrieval_scores(
@@ -46,19 +74,12 @@ def retrieval_scores(
         ``speech_to_text`` and ``text_to_speech``, each with ``r1`` and ``r5`` (%) and ``mrr`` (0 to 1).
     """
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
-    texts, of_text = text[torch.from_numpy(first)], torch.from_numpy(number)
-    right = of_text[:, None] == torch.arange(len(first))[None, :]
-    scores = {}
-    for name, ranks in (
-        ("speech_to_text", first_right_ranks(speech, texts, right)),
-        ("text_to_speech", first_right_ranks(texts, speech, right.T)),
-    ):
-        scores[name] = {
-            "r1": 100.0 * float((ranks <= 1).float().mean()),
-            "r5": 100.0 * float((ranks <= 5).float().mean()),
-            "mrr": float((1.0 / ranks.float()).mean()),
-        }
-    return scores
+    texts, of_speech = text[torch.from_numpy(first)], torch.from_numpy(number.reshape(-1))
+    of_text = torch.arange(len(first))
+    return {
+        "speech_to_text": rank_scores(first_right_ranks(speech, texts, of_speech, of_text)),
+        "text_to_speech": rank_scores(first_right_ranks(texts, speech, of_text, of_speech)),
+    }
 
 
 class EmbeddingCollector:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.logging import metrics
 
+from fairseq_samu import retrieval
 from fairseq_samu.retrieval import (
     EmbeddingCollector,
     first_right_ranks,
@@ -17,8 +18,23 @@ from fairseq_samu.retrieval import (
 def test_ranks_by_hand():
     candidates = torch.eye(3)
     queries = torch.tensor([[0.9, 0.3, 0.1], [0.9, 0.3, 0.1], [0.5, 0.5, 0.5]])
-    right = torch.eye(3, dtype=torch.bool)
-    assert first_right_ranks(queries, candidates, right).tolist() == [1, 2, 3], "ties count against"
+    groups = torch.arange(3)
+    ranks = first_right_ranks(queries, candidates, groups, groups)
+    assert ranks.tolist() == [1, 2, 3], "ties count against"
+
+
+def test_an_utterance_is_not_found_itself(monkeypatch):
+    vectors = F.normalize(torch.tensor([[1.0, 0], [0.9, 0.1], [0.5, 0.5], [0, 1.0]]), dim=1)
+    groups = torch.tensor([0, 1, 0, 1])
+    everything = first_right_ranks(vectors, vectors, groups, groups)
+    assert everything.tolist() == [1, 1, 1, 1], "each finds itself"
+    others = first_right_ranks(vectors, vectors, groups, groups, itself=torch.arange(4))
+    # By angle: 0 → 1 before 2; 1 → 0, 2 before 3; 2 → 1 before 0, and 3 exactly as far as 0.
+    assert others[[0, 1, 3]].tolist() == [2, 3, 2]
+    assert others[2] == 3
+    monkeypatch.setattr(retrieval, "BLOCK", 5)
+    blocks = first_right_ranks(vectors, vectors, groups, groups, itself=torch.arange(4))
+    assert blocks.tolist() == others.tolist()
 
 
 def test_scores_equal_scikit_learn():

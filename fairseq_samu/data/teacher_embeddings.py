@@ -1,4 +1,4 @@
-"""Sentence embeddings of a manifest's texts, computed beforehand by a teacher."""
+"""Sentence embeddings of a manifest's rows, computed beforehand: by a teacher, or by our encoder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class TeacherEmbeddingsError(ValueError):
 class TeacherEmbeddings:
     """The teacher's vector of every row, read from disk when it is asked for.
 
-    ``python -m data_prep.embed_text`` writes them beside ``NAME.tsv``: ``NAME.<teacher>.npy`` with
+    ``python -m data_prep.embed_text`` writes them, and ``python -m fairseq_samu.embed`` those of the
+    utterances, whose column is ``audio``. They lie beside ``NAME.tsv``: ``NAME.<teacher>.npy`` with
     the vectors, ``NAME.<teacher>.rows.npy`` with a hash of every text and ``NAME.<teacher>.json``
     with what they were made from. That the manifest still has those texts is checked here, by
     hashing all of them: two or three seconds for a million rows.
@@ -41,7 +42,7 @@ class TeacherEmbeddings:
     Args:
         manifest: the manifest ``NAME.tsv``.
         teacher: name of the teacher in the file names, such as ``labse`` for transcripts, or
-            ``labse-tgt`` for target texts.
+            ``labse-tgt`` for target texts; or the ``.npy`` file, where it lies elsewhere.
 
     Attributes:
         path: ``NAME.<teacher>.npy``.
@@ -58,7 +59,8 @@ class TeacherEmbeddings:
     def __init__(self, manifest: Manifest, teacher: str) -> None:
         if not manifest.path.endswith(".tsv"):
             raise TeacherEmbeddingsError(f"{manifest.path}: expected a manifest NAME.tsv")
-        self.path = f"{manifest.path[: -len('.tsv')]}.{teacher}.npy"
+        beside = f"{manifest.path[: -len('.tsv')]}.{teacher}.npy"
+        self.path = teacher if teacher.endswith(".npy") else beside
         sidecar = self._read_sidecar(manifest, teacher)
         self.dim: int = sidecar["dimension"]
         self.model_name: str = sidecar["model"]
@@ -103,7 +105,7 @@ class TeacherEmbeddings:
             raise TeacherEmbeddingsError(
                 f"{path}: expected the embeddings of {manifest.path} by the teacher {teacher!r}, "
                 f"found no such file; make them with `python -m data_prep.embed_text --manifests "
-                f"{manifest.path} …` (see --help)"
+                f"{manifest.path} …`, those of speech with `python -m fairseq_samu.embed` (see --help)"
             ) from error
         except (OSError, ValueError) as error:
             raise TeacherEmbeddingsError(f"{path}: expected JSON, found: {error}") from error
@@ -143,7 +145,7 @@ class TeacherEmbeddings:
             text = f"another text first in this row: {manifest.cell(changed, self.column)!r}"
         raise TeacherEmbeddingsError(
             f"{place}: expected the {self.column} of {rows} rows that {self.path} was made from, "
-            f"found {len(manifest)} rows and {text}; embed the texts again"
+            f"found {len(manifest)} rows and {text}; embed them again"
         )
 
     def _first_change(self, manifest: Manifest) -> int | None:

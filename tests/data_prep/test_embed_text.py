@@ -163,10 +163,10 @@ import sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
-from data_prep import embed_text
+from data_prep import embed_text, vector_files
 from test_embed_text import Recorder
 
-embed_text.JOURNAL_SECONDS = 0.0
+vector_files.JOURNAL_SECONDS = 0.0
 recorder = Recorder()
 
 def slow(texts):
