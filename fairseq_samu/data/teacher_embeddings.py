@@ -84,6 +84,22 @@ class TeacherEmbeddings:
         """All vectors, memory-mapped, shape (rows, D)."""
         return self._vectors
 
+    def check_same_teacher(self, other: TeacherEmbeddings) -> None:
+        """Check that another split's vectors lie in the same space: one model's, of one width.
+
+        Raises:
+            TeacherEmbeddingsError: they do not.
+        """
+        found, expected = (
+            (embeddings.model_sha256, embeddings.dim) for embeddings in (self, other)
+        )
+        if found != expected:
+            raise TeacherEmbeddingsError(
+                f"{self.path}: expected the teacher of {other.path}, {other.model_name} (SHA-256 "
+                f"{expected[0][:12]}, width {expected[1]}), found {self.model_name} (SHA-256 "
+                f"{found[0][:12]}, width {found[1]}); embed both with one model"
+            )
+
     def __getitem__(self, row: int) -> Tensor:
         """Vector of a row, shape (D,) float32, of length 1 up to the rounding of float16."""
         return torch.from_numpy(self._vectors[row].astype(np.float32))

@@ -72,7 +72,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self._scorers: Dict[str, PairScorer] = {}
         self._epoch_itrs: Dict[Any, Any] = {}
         self._collectors: Dict[str, EmbeddingCollector] = {}
-        self._teacher_dim: Optional[int] = None
+        self._first_teacher: Optional[TeacherEmbeddings] = None
 
     @classmethod
     def setup_task(cls, cfg: SpeechToTextSamuConfig, **kwargs: Any) -> "SpeechToTextSamuTask":
@@ -120,10 +120,19 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     @property
     def teacher_dim(self) -> Optional[int]:
         """Width of the sentence embeddings of ``--teacher``; None without one."""
-        if self.cfg.teacher is not None and self._teacher_dim is None:
-            manifest = Manifest(Path(self.cfg.data) / f"{self.cfg.train_subset}.tsv")
-            self._teacher_dim = TeacherEmbeddings(manifest, self.cfg.teacher).dim
-        return self._teacher_dim
+        if self.cfg.teacher is not None and self._first_teacher is None:
+            self._open_teacher(Manifest(Path(self.cfg.data) / f"{self.cfg.train_subset}.tsv"))
+        return None if self._first_teacher is None else self._first_teacher.dim
+
+    def _open_teacher(self, manifest: Manifest) -> Optional[TeacherEmbeddings]:
+        """Embeddings of a split by ``--teacher``, which has to be the same model for all."""
+        if self.cfg.teacher is None:
+            return None
+        teacher = TeacherEmbeddings(manifest, self.cfg.teacher)
+        if self._first_teacher is None:
+            self._first_teacher = teacher
+        teacher.check_same_teacher(self._first_teacher)
+        return teacher
 
     @property
     def tag_settings(self) -> Dict[str, str]:
@@ -166,7 +175,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             FileNotFoundError: there is no such manifest.
             ManifestError: the manifest breaks its format, audio is missing, or there are no rows of a
                 language of ``--source-langs``.
-            ValueError: a target language without a tag in the dictionary.
+            ValueError: a target language without a tag in the dictionary, or embeddings by another
+                teacher than another split's.
         """
         path = Path(self.cfg.data) / f"{split}.tsv"
         if not path.is_file():
@@ -206,7 +216,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             min_samples=self.cfg.min_source_positions,
             max_samples=self.cfg.max_source_positions,
             max_target_tokens=self.cfg.max_target_positions,
-            teacher=TeacherEmbeddings(manifest, self.cfg.teacher) if self.cfg.teacher else None,
+            teacher=self._open_teacher(manifest),
             pair_codes=[self.pairs.index(pair) for pair in manifest.pairs],
             rows=rows,
         )

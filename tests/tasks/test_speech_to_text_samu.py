@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 import fairseq_samu  # noqa: F401  (compat before fairseq's iterators)
+from data_prep.embed_text import Teacher, embed_manifest
 from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
 
 
@@ -84,6 +85,27 @@ def test_a_source_language_that_is_not_there(corpus, tmp_path):
     setup(corpus, source_langs="es,de").load_dataset("dev")  # a split may be one language's
     with pytest.raises(ValueError, match=r"dev\.tsv: expected .* none of de; "):
         setup(corpus, source_langs="de").load_dataset("dev")
+
+
+def embed(data, split, sha256="abc", width=4):
+    """Vectors of a teacher that gives every text the same one."""
+    teacher = Teacher("some/model", sha256, width, lambda texts: np.ones((len(texts), width)))
+    embed_manifest(data / f"{split}.tsv", teacher, "small", "src_text")
+
+
+@pytest.mark.parametrize("other", [{"sha256": "abd"}, {"width": 5}])
+def test_splits_share_their_teacher(corpus, tmp_path, other):
+    for name in ("dict.txt", "spm.model", "train.tsv", "dev.tsv", "test.tsv"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    embed(tmp_path, "train")
+    embed(tmp_path, "test")
+    embed(tmp_path, "dev", **other)
+    task = setup(tmp_path, teacher="small")
+    assert task.teacher_dim == 4
+    task.load_dataset("test")
+    found = r"dev\.small\.npy: expected the teacher of .*train\.small\.npy.*embed both"
+    with pytest.raises(ValueError, match=found):
+        task.load_dataset("dev")
 
 
 def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
