@@ -282,6 +282,19 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             audio_root=self.cfg.audio_root,
         )
 
+    # Training
+
+    def train_step(self, sample: Dict[str, Any], *args: Any, **kwargs: Any) -> Tuple[Any, int, Any]:
+        """fairseq's step, with ``--cpu-bf16`` under autocast."""
+        with self._autocast(sample):
+            step: Tuple[Any, int, Any] = super().train_step(sample, *args, **kwargs)
+        return step
+
+    def _autocast(self, sample: Dict[str, Any]) -> torch.autocast:
+        """Context in which models meet a batch."""
+        on_cpu = sample["target"].device.type == "cpu"
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.cfg.cpu_bf16 and on_cpu)
+
     # Translation
 
     def build_tokenizer(self, args: Any) -> None:
@@ -361,7 +374,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self, sample: Dict[str, Any], model: Any, criterion: Any
     ) -> Tuple[Any, int, Dict[str, Any]]:
         """Loss of a validation batch and, with ``--eval-bleu``, statistics of its translation."""
-        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        with self._autocast(sample):
+            loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         if "embedding" in logging_output:
             collector = self._collectors.setdefault(sample["manifest"], EmbeddingCollector())
             collector.add(sample["id"], logging_output.pop("embedding"))

@@ -5,6 +5,8 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import soundfile
+import torch
+from fairseq.models import BaseFairseqModel
 
 import fairseq_samu  # noqa: F401  (compat before fairseq's iterators)
 from data_prep.embed_text import Teacher, embed_manifest
@@ -182,3 +184,27 @@ def test_interactive_input_is_checked_line_by_line(corpus, tmp_path):
         task.get_interactive_tokens_and_lengths([str(tmp_path / "long.wav"), " "], None)
     with pytest.raises(ValueError, match=r"short\.wav: expected 400 to 480000 samples.*found 10"):
         task.get_interactive_tokens_and_lengths([str(tmp_path / "short.wav")], None)
+
+
+class Linear(BaseFairseqModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("cpu_bf16", [False, True])
+def test_products_in_bfloat16_on_a_cpu(corpus, cpu_bf16):
+    task, model = setup(corpus, cpu_bf16=cpu_bf16), Linear()
+    products = []
+
+    def criterion(model, sample):
+        products.append(model.layer(sample["target"]))
+        return products[-1].float().sum(), 1, {}
+
+    optimizer = Namespace(backward=torch.Tensor.backward)
+    sample = {"target": torch.full((1, 2), 1 + 2**-12)}
+    task.train_step(sample, model, criterion, optimizer, update_num=0)
+    task.valid_step(sample, model, criterion)
+    expected = torch.bfloat16 if cpu_bf16 else torch.float32
+    assert [product.dtype for product in products] == [expected] * 2
+    assert model.layer.weight.dtype == model.layer.weight.grad.dtype == torch.float32
