@@ -284,15 +284,29 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
 
     # Training
 
-    def train_step(self, sample: Dict[str, Any], *args: Any, **kwargs: Any) -> Tuple[Any, int, Any]:
-        """fairseq's step, with ``--cpu-bf16`` under autocast."""
+    def train_step(
+        self,
+        sample: Dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> Tuple[Any, int, Dict[str, Any]]:
+        """fairseq's step, with ``--cpu-bf16`` under autocast.
+
+        ``ignored`` tells criterions of batches that only stand in for one that a worker lacks.
+        """
+        sample = {**sample, "ignored": ignore_grad}
         with self._autocast(sample):
-            step: Tuple[Any, int, Any] = super().train_step(sample, *args, **kwargs)
+            step: Tuple[Any, int, Dict[str, Any]] = super().train_step(
+                sample, model, criterion, optimizer, update_num, ignore_grad
+            )
         return step
 
     def _autocast(self, sample: Dict[str, Any]) -> torch.autocast:
         """Context in which models meet a batch."""
-        on_cpu = sample["target"].device.type == "cpu"
+        on_cpu = sample["net_input"]["src_tokens"].device.type == "cpu"
         return torch.autocast("cpu", torch.bfloat16, enabled=self.cfg.cpu_bf16 and on_cpu)
 
     # Translation
@@ -355,20 +369,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             return valid[0]
         raise ValueError(f"--target-lang: expected one of {', '.join(valid)}, found none")
 
-    # Training and validation
-
-    def train_step(
-        self,
-        sample: Dict[str, Any],
-        model: Any,
-        criterion: Any,
-        optimizer: Any,
-        update_num: int,
-        ignore_grad: bool = False,
-    ) -> Tuple[Any, int, Dict[str, Any]]:
-        """Forward and backward; ``ignored`` tells criterions of batches that only stand in for none."""
-        sample = {**sample, "ignored": ignore_grad}
-        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+    # Validation
 
     def valid_step(
         self, sample: Dict[str, Any], model: Any, criterion: Any
