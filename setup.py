@@ -12,7 +12,8 @@ VERSION = re.search(
 README = HERE / "README.md"
 
 ESPEAK = ["espeakng-loader"]
-DEMO = [*ESPEAK, "matplotlib"]
+PLOT = ["matplotlib"]
+DEMO = [*ESPEAK, *PLOT]
 
 setup(
     name="fairseq-samu",
@@ -44,6 +45,7 @@ setup(
         "teacher": ["sentence-transformers>=6", "transformers"],
         "search": ["faiss-cpu"],
         "espeak": ESPEAK,
+        "plot": PLOT,
         "demo": DEMO,
         "dev": [*DEMO, "mypy", "pre-commit", "pytest", "ruff"],
     },

@@ -26,11 +26,17 @@ class PairScorer:
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """Summed statistics of some sentences, shape (28,): 10 for BLEU, then 18 for chrF2."""
+        return self.sentence_statistics(hypotheses, references).sum(0)
+
+    def sentence_statistics(
+        self, hypotheses: Sequence[str], references: Sequence[str]
+    ) -> np.ndarray:
+        """Statistics of each of N sentences, shape (N, 28)."""
         refs = [list(references)]
         # The public corpus_score() does these same two calls, but only on a whole corpus at once.
         bleu = np.asarray(self.bleu._extract_corpus_statistics(hypotheses, refs))
         chrf = np.asarray(self.chrf._extract_corpus_statistics(hypotheses, refs))
-        return np.concatenate([bleu.sum(0), chrf.sum(0)]).astype(np.float64)
+        return np.concatenate([bleu, chrf], axis=1).astype(np.float64)
 
     def scores(self, statistics: np.ndarray) -> Tuple[float, float]:
         """BLEU and chrF2 (0 to 100) of summed statistics, shape (28,)."""
