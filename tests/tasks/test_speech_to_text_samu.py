@@ -198,11 +198,11 @@ def test_products_in_bfloat16_on_a_cpu(corpus, cpu_bf16):
     products = []
 
     def criterion(model, sample):
-        products.append(model.layer(sample["target"]))
+        products.append(model.layer(sample["net_input"]["src_tokens"]))
         return products[-1].float().sum(), 1, {}
 
     optimizer = Namespace(backward=torch.Tensor.backward)
-    sample = {"target": torch.full((1, 2), 1 + 2**-12)}
+    sample = {"net_input": {"src_tokens": torch.full((1, 2), 1 + 2**-12)}}
     task.train_step(sample, model, criterion, optimizer, update_num=0)
     task.valid_step(sample, model, criterion)
     expected = torch.bfloat16 if cpu_bf16 else torch.float32
