@@ -137,7 +137,7 @@ def _example(
     return (
         f'<article>\n<p class="label"><span>{_e(row["id"])}</span>'
         f"<span>{len(wave) / SAMPLE_RATE:.1f} s</span></p>\n"
-        f'<audio controls preload="none" src="{_data_uri("audio/flac", encoded.getvalue())}"></audio>\n'
+        f'<audio controls preload="metadata" src="{_data_uri("audio/flac", encoded.getvalue())}"></audio>\n'
         f'<div class="texts">{"".join(texts)}</div>\n</article>'
     )
 
