@@ -40,8 +40,6 @@ from fairseq_samu.data.manifest_index import ManifestError
 from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
 from fairseq_samu.utterances import AUDIO_COLUMN, Utterances, open_files, open_manifest, read_list
 
-logger = logging.getLogger(__name__)
-
 #: Bytes of a checkpoint hashed at a time.
 HASH_BLOCK = 1 << 24
 
@@ -306,4 +304,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
+    # Importing fairseq has switched the debugging messages of all libraries on.
+    logging.getLogger().setLevel(logging.WARNING)
     main()
