@@ -48,9 +48,14 @@ from omegaconf.base import ContainerMetadata, Metadata
 
 from fairseq_samu import uncompiled
 
+_TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 # Since 2.6, torch.load() reads with an allow-list unless told otherwise, and additions to the list
 # can be given under the name that the file stores.
-_TORCH_READS_SAFELY = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
+_TORCH_READS_SAFELY = _TORCH_VERSION >= (2, 6)
+
+#: Under autocast on a CPU, the encoder's backward pass in torch 1.12 ends with "expected scalar type
+#: BFloat16 but found Float".
+CPU_BF16_TRAINS = _TORCH_VERSION >= (2, 0)
 
 # How numpy pickles scalars and arrays.
 _PICKLED_FUNCTIONS = ("scalar", "_reconstruct")

@@ -98,7 +98,7 @@ class SpeechToTextSamuConfig(FairseqDataclass):
         metadata={
             "help": "train and validate on a CPU with products of matrices in bfloat16 (torch.autocast; "
             "weights and losses stay in single precision): twice as fast where the CPU has AVX512-BF16 or "
-            "AMX; for GPUs fairseq has --amp"
+            "AMX; needs torch 2; for GPUs fairseq has --amp"
         },
     )
     lang_tag_template: str = field(

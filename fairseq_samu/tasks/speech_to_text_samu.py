@@ -193,6 +193,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self.pairs += [pair for pair in manifest.pairs if pair not in self.pairs]
 
         training = split == self.cfg.train_subset and task_cfg is None
+        if training and self.cfg.cpu_bf16 and not compat.CPU_BF16_TRAINS:
+            raise ValueError(f"--cpu-bf16: expected torch 2 or newer, found {torch.__version__}")
         rows = None
         if self.source_langs and task_cfg is None:
             rows = rows_of_source_langs(manifest, self.source_langs, need_all=training)

@@ -208,3 +208,11 @@ def test_products_in_bfloat16_on_a_cpu(corpus, cpu_bf16):
     expected = torch.bfloat16 if cpu_bf16 else torch.float32
     assert [product.dtype for product in products] == [expected] * 2
     assert model.layer.weight.dtype == model.layer.weight.grad.dtype == torch.float32
+
+
+def test_bfloat16_is_refused_where_torch_cannot_train_with_it(corpus, monkeypatch):
+    monkeypatch.setattr("fairseq_samu.compat.CPU_BF16_TRAINS", False)
+    task = setup(corpus, cpu_bf16=True)
+    task.load_dataset("train", task_cfg=Namespace())  # as fairseq-generate does
+    with pytest.raises(ValueError, match="--cpu-bf16: expected torch 2"):
+        task.load_dataset("train")
