@@ -111,12 +111,13 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         if self.encoder.ctc_head is None:
             unused = ("encoder.ctc_head.", "transcript_vocabulary_version")
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(unused)}
-        self._check_vocabularies(state_dict)
+        self.check_vocabularies(state_dict)
         self._check_settings(state_dict)
         self._check_sizes(state_dict)
         return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
 
-    def _check_vocabularies(self, state_dict: Mapping[str, Any]) -> None:
+    def check_vocabularies(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse the record of another vocabulary (``ValueError``)."""
         own = self.state_dict()
         for name, what, option in (
             ("vocabulary_version", "target", "--dictionary"),

@@ -1,7 +1,7 @@
 """Speech translation: wav2vec 2.0 encoder, length adaptor, Transformer (mBART) decoder."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
@@ -13,6 +13,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from fairseq_samu import compat
+from fairseq_samu.models.pretrained_decoder import adopt_text_decoder, load_weights
 from fairseq_samu.models.recorded_model import (
     RecordedModel,
     agree_with_task,
@@ -39,6 +40,15 @@ ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
 class XlsrMbartStConfig(SpeechEncoderConfig):
     """Options of ``--arch xlsr_mbart_st``; the decoder's sizes default to Transformer base."""
 
+    text_decoder_path: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "what to start the decoder from: fairseq's checkpoint of mBART-25 or mBART-50, a folder "
+            "of Hugging Face's mBART or NLLB, or a checkpoint of this model; sizes come from it, the data "
+            "folder needs its dictionary (data_prep.build_vocab --pretrained), and to translate with the "
+            "result it is not needed"
+        },
+    )
     encoder_view: ChoiceEnum(list(VIEWS)) = field(  # type: ignore[valid-type]
         default="hidden",
         metadata={
@@ -208,6 +218,7 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
             ValueError: options, checkpoint and task do not fit together.
         """
         agree_with_task(cfg, task)
+        pretrained = adopt_text_decoder(cfg, XlsrMbartStConfig(), task.target_dictionary)
         frames, head = build_speech_frames(cfg)
         transcripts: Dictionary | None = None
         ctc_head: nn.Linear | None = None
@@ -225,8 +236,12 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
             frozen=str(cfg.train_encoder) == "none",
         )
         decoder = _build_decoder(cfg, task.target_dictionary)
+        if pretrained is not None:
+            load_weights(decoder, pretrained)
         record(cfg)
         model = cls(encoder, decoder, task.target_dictionary, transcripts)
+        if pretrained is not None and pretrained.vocabulary is not None:
+            model.check_vocabularies({"vocabulary_version": pretrained.vocabulary})
         model.register_settings(cfg, task)
         return model
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_samu import compat
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
+from fairseq_samu.pretrained.stored_options import plain_options, plain_value
 
 #: The options of fairseq's Wav2Vec2Config that shape the parameters → their names in this project.
 ARCHITECTURE = {
@@ -93,12 +91,12 @@ def load_wav2vec2(path: str) -> Wav2VecCheckpoint:
         return _own_checkpoint(model, weights, HEADS[own_name], path)
 
     for option, value in ONLY.items():
-        found = _value(model.get(option, value))
+        found = plain_value(model.get(option, value))
         if found != value:
             raise ValueError(f"{path}: wav2vec 2.0 with {option}={value} expected, found {found}")
     defaults = Wav2Vec2Config()
     options = {
-        option: _value(model.get(name, getattr(defaults, name)))
+        option: plain_value(model.get(name, getattr(defaults, name)))
         for name, option in ARCHITECTURE.items()
     }
     normalize = task.get("normalize", model.get("normalize"))
@@ -117,7 +115,7 @@ def _own_checkpoint(
     head_weights = {k[len(head) :]: weight for k, weight in weights.items() if k.startswith(head)}
     names = [*ARCHITECTURE.values(), *(OWN_OPTIONS if head_weights else OWN_OPTIONS[:1])]
     return Wav2VecCheckpoint(
-        options=_with_plain_layers({name: _value(model[name]) for name in names}, path),
+        options=_with_plain_layers({name: plain_value(model[name]) for name in names}, path),
         state_dict=_encoder_weights(weights, path),
         normalize=model["input_normalization"] == "utterance",
         head=head_weights,
@@ -135,22 +133,22 @@ def _with_plain_layers(options: dict[str, Any], path: str) -> dict[str, Any]:
 def _model_and_task(state: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Find the options of the wav2vec 2.0 model, and those of the task that trained it."""
     if state.get("cfg") is not None:
-        options = _plain(state["cfg"])
-        model, task = _plain(options.get("model")), _plain(options.get("task"))
+        options = plain_options(state["cfg"])
+        model, task = plain_options(options.get("model")), plain_options(options.get("task"))
     elif state.get("args") is not None:
-        model = task = _plain(state["args"])
+        model = task = plain_options(state["args"])
     else:
         raise ValueError(f"{path}: expected a fairseq checkpoint, found neither 'cfg' nor 'args'")
 
     if "w2v_path" in model or model.get("w2v_args") is not None:  # fine-tuned
-        inner = _plain(model.get("w2v_args"))
+        inner = plain_options(model.get("w2v_args"))
         if not inner:
             raise ValueError(
                 f"{path}: the checkpoint was fine-tuned from {model['w2v_path']} and does not say "
                 "what shape that had; give the pre-trained checkpoint instead"
             )
-        model = _plain(inner["model"]) if "model" in inner else inner
-        task = _plain(inner["task"]) if "task" in inner else inner
+        model = plain_options(inner["model"]) if "model" in inner else inner
+        task = plain_options(inner["task"]) if "task" in inner else inner
     return model, task
 
 
@@ -167,19 +165,3 @@ def _encoder_weights(weights: dict[str, Tensor], path: str) -> dict[str, Tensor]
         for key, weight in weights.items()
         if key.startswith(prefix) and key[len(prefix) :].split(".")[0] not in PRETRAINING
     }
-
-
-def _plain(options: Any) -> dict[str, Any]:
-    """Options as a dict, from whatever fairseq kept them in at the time."""
-    if options is None:
-        return {}
-    if isinstance(options, Namespace):
-        return vars(options)
-    if OmegaConf.is_config(options):
-        # interpolations point at parts of the configuration that do not matter here
-        options = OmegaConf.to_container(options, resolve=False)
-    return dict(options)
-
-
-def _value(option: Any) -> Any:
-    return option.value if isinstance(option, Enum) else option
