@@ -34,8 +34,9 @@ class ManifestRow(NamedTuple):
 
 
 COLUMNS = ManifestRow._fields
-# A corpus may know neither its speakers nor its transcripts.
+# A corpus may know neither its speakers nor its transcripts, and have no translations at all.
 MAY_BE_EMPTY = frozenset({"speaker", "src_text"})
+TRANSLATION = frozenset({"tgt_text", "tgt_lang"})
 
 
 class ManifestWriter:
@@ -56,15 +57,18 @@ class ManifestWriter:
         """Appends one row.
 
         Raises:
-            ValueError: a cell is empty that must not be, holds a control character, or `n_frames`
-                is not positive.
+            ValueError: a cell is empty that must not be (`tgt_text` and `tgt_lang` may be, both of
+                them), holds a control character, or `n_frames` is not positive.
         """
         place = f"{self._replaced.path}: row {self.rows + 1} (id {row.id!r})"
         if row.n_frames <= 0:
             raise ValueError(f"{place}: expected n_frames > 0 samples, found {row.n_frames}")
         cells = [str(cell) for cell in row]
+        may_be_empty = MAY_BE_EMPTY
+        if not row.tgt_text and not row.tgt_lang:
+            may_be_empty |= TRANSLATION
         for column, cell in zip(COLUMNS, cells):
-            if not cell and column not in MAY_BE_EMPTY:
+            if not cell and column not in may_be_empty:
                 raise ValueError(f"{place}: expected a {column}, found an empty cell")
             if CONTROL_CHARACTER.search(cell):
                 raise ValueError(f"{place}: control character in {column}: {cell!r}")

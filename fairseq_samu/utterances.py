@@ -4,14 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-import torch
-from torch import Tensor
-
 from fairseq_samu.data.audio import AudioError, audio_duration
+from fairseq_samu.data.audio_paths_dataset import AudioPathsDataset
 from fairseq_samu.data.audio_presence import check_audio_present
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.manifest_index import ManifestError
-from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
+from fairseq_samu.data.speech_to_text_dataset import SpeechToTextSamuDataset
 from fairseq_samu.data.waveform_dataset import WaveformDataset
 from fairseq_samu.tasks import SpeechToTextSamuTask
 
@@ -82,7 +80,7 @@ def open_manifest(path: Path, audio_root: Path, task: SpeechToTextSamuTask) -> U
     dataset = SpeechToTextSamuDataset(
         manifest,
         audio_root=str(audio_root),
-        encode_target=_no_text,
+        encode_target=None,
         pad=1,
         eos=2,
         prefix_size=0,
@@ -139,10 +137,6 @@ def _outside(place: str, limits: Tuple[int, int], found: str) -> str:
 
 def _line(source: str, row: int) -> str:
     return f"{source}:{row + 1}"
-
-
-def _no_text(text: str, lang: str) -> Tensor:
-    return torch.tensor([2])
 
 
 def read_list(path: Path) -> List[str]:

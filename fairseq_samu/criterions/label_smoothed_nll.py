@@ -57,13 +57,18 @@ class LabelSmoothedNllCriterion(FairseqCriterion):  # type: ignore[misc]
         ctc_weight: weight of the CTC term.
 
     Raises:
-        ValueError: a value out of range, or a CTC weight without transcripts.
+        ValueError: a value out of range, no target vocabulary, or a CTC weight without transcripts.
     """
 
     def __init__(
         self, task: Any, sentence_avg: bool, label_smoothing: float, ctc_weight: float
     ) -> None:
         super().__init__(task)
+        if task.target_dictionary is None:
+            raise ValueError(
+                "label_smoothed_nll needs target texts: give the data folder a target vocabulary "
+                "(--dictionary, --sentencepiece-model)"
+            )
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"--label-smoothing: expected 0 ≤ ε < 1, found {label_smoothing}")
         if ctc_weight < 0:

@@ -35,7 +35,8 @@ class Manifest:
     Attributes:
         path: the manifest.
         columns: names of its columns, in the order of the file.
-        pairs: (source language, target language) of every pair that occurs, sorted.
+        pairs: (source language, target language) of every pair that occurs, sorted; the target language
+            is empty where there are only transcripts.
         n_frames: (N,) length of every utterance in 16 kHz samples.
         pair_ids: (N,) position of every row's language pair in ``pairs``.
 
@@ -138,3 +139,8 @@ def _version(fd: int) -> tuple[int, int]:
     """Size and modification time of an open file, which tell that it was written to."""
     status = os.fstat(fd)
     return status.st_size, status.st_mtime_ns
+
+
+def pair_name(pair: tuple[str, str]) -> str:
+    """Name of a language pair in logs: ``es-en``, or ``es`` for transcripts without translations."""
+    return "-".join(filter(None, pair))

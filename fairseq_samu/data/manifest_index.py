@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 #: Columns that every manifest has.
 COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker", "src_text", "src_lang", "tgt_lang")
 
-#: Columns whose cells are never empty.
-FILLED_COLUMNS = ("id", "audio", "n_frames", "src_lang", "tgt_lang")
+#: Columns whose cells are never empty; ``tgt_lang`` may be where ``tgt_text`` is.
+FILLED_COLUMNS = ("id", "audio", "n_frames", "src_lang")
 
 #: First number of a stored index; another layout gets another number.
 FORMAT = 0x53414D5500000001
@@ -204,8 +204,10 @@ class _Scan:
             for i, name in enumerate(self.columns)
             if name in COLUMNS
         }
-        for name in FILLED_COLUMNS:
-            empty = cells[name][0] == cells[name][1]
+        is_empty = {name: begin == end for name, (begin, end) in cells.items()}
+        is_empty["tgt_lang"] &= ~is_empty["tgt_text"]
+        for name in (*FILLED_COLUMNS, "tgt_lang"):
+            empty = is_empty[name]
             if empty.any():
                 raise self._error(int(empty.argmax()), f"expected a value in {name}, found none")
         self.n_frames.append(self._parse_lengths(data, block, *cells["n_frames"]))
@@ -303,7 +305,7 @@ class _Scan:
             pair = block[a:b], block[c:d]
             code = self._codes.get(pair)
             if code is None:
-                for lang in pair:
+                for lang in filter(None, pair):
                     if lang.split() != [lang]:
                         found = lang.decode()
                         raise self._error(

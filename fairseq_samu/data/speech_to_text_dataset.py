@@ -19,7 +19,7 @@ from fairseq_samu.data.audio import (
     normalize_utterance,
     read_audio,
 )
-from fairseq_samu.data.manifest import Manifest
+from fairseq_samu.data.manifest import Manifest, pair_name
 from fairseq_samu.data.manifest_index import ManifestError
 from fairseq_samu.data.sampling import resample_rows, resampling_ratios
 from fairseq_samu.data.teacher_embeddings import TeacherEmbeddings
@@ -55,9 +55,10 @@ class SpeechToTextSamuDataset(WaveformDataset):
     Args:
         manifest: the rows.
         audio_root: folder that relative audio paths start from.
-        encode_target: (text, target language) → LongTensor (L,) = [tag] pieces </s>.
-        pad: padding index of the target dictionary.
-        eos: its end-of-sentence index.
+        encode_target: (text, target language) → LongTensor (L,) = [tag] pieces </s>; None = there are no
+            targets, whatever the manifest says: transcripts and the teacher's vectors are enough.
+        pad: padding index of the dictionaries.
+        eos: their end-of-sentence index.
         prefix_size: tokens in front of every target that are given, not predicted: 1 for a language
             tag.
         normalize: shift and scale utterances to zero mean and unit variance.
@@ -85,7 +86,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
         manifest: Manifest,
         *,
         audio_root: str | None,
-        encode_target: Callable[[str, str], Tensor],
+        encode_target: Callable[[str, str], Tensor] | None,
         pad: int,
         eos: int,
         prefix_size: int,
@@ -202,8 +203,8 @@ class SpeechToTextSamuDataset(WaveformDataset):
         there = np.bincount(self.manifest.pair_ids[self.kept], minlength=pairs)
         drawn = np.bincount(self.manifest.pair_ids[self._rows], minlength=pairs)
         return ", ".join(
-            f"{source}-{target} {before} → {after}"
-            for (source, target), before, after in zip(self.manifest.pairs, there, drawn)
+            f"{pair_name(pair)} {before} → {after}"
+            for pair, before, after in zip(self.manifest.pairs, there, drawn)
             if before > 0
         )
 
@@ -254,6 +255,8 @@ class SpeechToTextSamuDataset(WaveformDataset):
 
     def _exceeds_target_limit(self, rows: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
         """Which rows have more target tokens than a limit; only doubtful ones are tokenised."""
+        if self.encode_target is None:
+            return np.zeros(len(rows), dtype=bool)
         # At most one piece a byte, SentencePiece's leading "▁", the language tag and </s>.
         exceeds = self.manifest.byte_lengths("tgt_text")[rows] + 2 + self.prefix_size > limit
         for i in np.flatnonzero(exceeds):
@@ -261,8 +264,8 @@ class SpeechToTextSamuDataset(WaveformDataset):
         return exceeds
 
     def _check_targets(self, rows: NDArray[np.int64]) -> None:
-        columns = ["tgt_text"] if self.encode_transcript is None else ["tgt_text", "src_text"]
-        for column in columns:
+        columns = {"tgt_text": self.encode_target, "src_text": self.encode_transcript}
+        for column in (name for name, encode in columns.items() if encode is not None):
             empty = self.manifest.byte_lengths(column)[rows] == 0
             if empty.any():
                 location = self.manifest.location(int(rows[empty.argmax()]))
@@ -285,8 +288,9 @@ class SpeechToTextSamuDataset(WaveformDataset):
         """Read an example.
 
         Returns:
-            ``index``, ``source`` FloatTensor (S,), ``target`` LongTensor (L,), ``transcript``
-            LongTensor (L',) or None, ``pair`` (number of the language pair) and ``tgt_text``.
+            ``index``, ``source`` FloatTensor (S,), ``target`` LongTensor (L,), empty if there are no
+            targets, ``transcript`` LongTensor (L',) or None, ``pair`` (number of the language pair) and
+            ``tgt_text``.
 
         Raises:
             ManifestError: audio that cannot be used or is not as long as ``n_frames`` says, or a
@@ -320,7 +324,8 @@ class SpeechToTextSamuDataset(WaveformDataset):
             items: from ``__getitem__``.
 
         Returns:
-            {} for no items, else
+            {} for no items, else (without targets, ``target`` and ``prefix_tokens`` are None, there are no
+            ``prev_output_tokens``, and ``ntokens`` counts samples)
             ``id`` LongTensor (B,): rows; ``nsentences``: B; ``ntokens``: target tokens that are trained;
             ``net_input``: ``src_tokens`` FloatTensor (B, S), padded with zeros, ``src_lengths`` LongTensor
             (B,), ``prev_output_tokens`` LongTensor (B, L): targets with </s> in front;
@@ -334,15 +339,19 @@ class SpeechToTextSamuDataset(WaveformDataset):
         batch = collate_sources(
             [item["index"] for item in items], [item["source"] for item in items]
         )
-        targets = [item["target"] for item in items]
-        target = data_utils.collate_tokens(targets, self.pad)
-        batch["net_input"]["prev_output_tokens"] = data_utils.collate_tokens(
-            targets, self.pad, self.eos, move_eos_to_beginning=True
-        )
+        batch.update(target=None, prefix_tokens=None)
+        if self.encode_target is not None:
+            targets = [item["target"] for item in items]
+            target = data_utils.collate_tokens(targets, self.pad)
+            batch["net_input"]["prev_output_tokens"] = data_utils.collate_tokens(
+                targets, self.pad, self.eos, move_eos_to_beginning=True
+            )
+            batch.update(
+                ntokens=sum(map(len, targets)) - self.prefix_size * len(items),
+                target=target,
+                prefix_tokens=target[:, : self.prefix_size] if self.prefix_size else None,
+            )
         batch.update(
-            ntokens=sum(map(len, targets)) - self.prefix_size * len(items),
-            target=target,
-            prefix_tokens=target[:, : self.prefix_size] if self.prefix_size else None,
             pair=torch.tensor([item["pair"] for item in items]),
             tgt_text=[item["tgt_text"] for item in items],
             manifest=self.manifest.path,
@@ -373,64 +382,11 @@ class SpeechToTextSamuDataset(WaveformDataset):
         return normalize_utterance(wave) if self.normalize else wave
 
     def _target(self, row: int) -> Tensor:
+        if self.encode_target is None:
+            return torch.zeros(0, dtype=torch.long)
         text = self.manifest.cell(row, "tgt_text")
         return self.encode_target(text, self.manifest.cell(row, "tgt_lang"))
 
     def _rng(self, purpose: str) -> np.random.Generator:
         """Generator of its own for each purpose, the same again for the same seed and epoch."""
         return np.random.default_rng((self.seed, self.epoch, *purpose.encode()))
-
-
-class AudioPathsDataset(WaveformDataset):
-    """Audio files without texts, for fairseq-interactive.
-
-    Args:
-        paths: audio files or slices, as in a manifest's ``audio``.
-        lengths: their lengths in 16 kHz samples.
-        normalize: shift and scale utterances to zero mean and unit variance.
-        audio_root: folder that relative paths start from.
-    """
-
-    def __init__(
-        self, paths: Sequence[str], lengths: Sequence[int], normalize: bool, audio_root: str | None
-    ) -> None:
-        super().__init__()
-        self.paths = list(paths)
-        self.sizes = np.array(lengths, dtype=np.int64)
-        self.normalize = normalize
-        self.audio_root = audio_root
-
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read a file: ``index`` and ``source`` FloatTensor (S,).
-
-        Raises:
-            AudioError: the file cannot be used.
-        """
-        wave = read_audio(self.paths[index], self.audio_root)
-        wave = normalize_utterance(wave) if self.normalize else wave
-        return {"index": int(index), "source": torch.from_numpy(wave)}
-
-    def ordered_indices(self) -> NDArray[np.int64]:
-        """Files by length."""
-        return np.argsort(self.sizes, kind="stable")
-
-    def num_tokens_vec(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Lengths in 16 kHz samples."""
-        return self.sizes[indices]
-
-    def size(self, index: int) -> tuple[int]:
-        """Length of a file in 16 kHz samples."""
-        return (int(self.sizes[index]),)
-
-    def collater(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch as :class:`SpeechToTextSamuDataset` does, without targets."""
-        if not items:
-            return {}
-        batch = collate_sources(
-            [item["index"] for item in items], [item["source"] for item in items]
-        )
-        return {**batch, "target": None}

@@ -217,6 +217,11 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         Raises:
             ValueError: options, checkpoint and task do not fit together.
         """
+        if task.target_dictionary is None:
+            raise ValueError(
+                "xlsr_mbart_st needs target texts: give the data folder a target vocabulary "
+                "(--dictionary, --sentencepiece-model)"
+            )
         agree_with_task(cfg, task)
         pretrained = adopt_text_decoder(cfg, XlsrMbartStConfig(), task.target_dictionary)
         frames, head = build_speech_frames(cfg)

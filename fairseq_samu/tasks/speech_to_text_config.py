@@ -22,7 +22,9 @@ class SpeechToTextSamuConfig(FairseqDataclass):
     dictionary: str = field(
         default="dict.txt",
         metadata={
-            "help": "target dictionary, one 'symbol count' a line; relative to the data folder"
+            "help": "target dictionary, one 'symbol count' a line; relative to the data folder. With "
+            "--teacher, it and the SentencePiece model may both be missing: transcripts alone train "
+            "samu_xlsr"
         },
     )
     sentencepiece_model: str = field(

@@ -12,11 +12,13 @@ from fairseq.tasks import FairseqTask, register_task
 
 from fairseq_samu import compat
 from fairseq_samu.data.audio import SAMPLE_RATE, audio_duration
+from fairseq_samu.data.audio_paths_dataset import AudioPathsDataset
 from fairseq_samu.data.audio_presence import check_audio_present
-from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
-from fairseq_samu.data.manifest import Manifest
+from fairseq_samu.data.language_tags import LanguageTags
+from fairseq_samu.data.manifest import Manifest, pair_name
+from fairseq_samu.data.manifest_index import ManifestError
 from fairseq_samu.data.source_languages import rows_of_source_langs
-from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset, SpeechToTextSamuDataset
+from fairseq_samu.data.speech_to_text_dataset import SpeechToTextSamuDataset
 from fairseq_samu.data.teacher_embeddings import TeacherEmbeddings
 from fairseq_samu.data.text_codec import TextCodec
 from fairseq_samu.generator import choose_generator
@@ -34,6 +36,7 @@ from fairseq_samu.tasks.speech_to_text_config import (
     source_langs,
     speed_factors,
 )
+from fairseq_samu.tasks.vocabularies import load_vocabularies
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     def __init__(
         self,
         cfg: SpeechToTextSamuConfig,
-        codec: TextCodec,
+        codec: Optional[TextCodec],
         tags: LanguageTags,
         transcript_codec: Optional[TextCodec],
     ) -> None:
@@ -86,31 +89,15 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         data = Path(cfg.data)
         if not data.is_dir():
             raise FileNotFoundError(f"{data}: expected the folder of the manifests, found none")
-        dictionary = _load_dictionary(data / cfg.dictionary)
-        logger.info("dictionary %s: %d symbols", data / cfg.dictionary, len(dictionary))
-        tags = LanguageTags(cfg.lang_tag_template, parse_tag_map(cfg.lang_tag_map), dictionary)
-        codec = TextCodec(
-            data / cfg.sentencepiece_model, dictionary, tags, detokenize=cfg.detokenizer == "moses"
-        )
-        transcript_codec = None
-        if (cfg.transcript_dictionary is None) != (cfg.transcript_sentencepiece_model is None):
-            raise ValueError(
-                "--transcript-dictionary and --transcript-sentencepiece-model go together: found "
-                f"{cfg.transcript_dictionary} and {cfg.transcript_sentencepiece_model}"
-            )
-        if cfg.transcript_dictionary is not None:
-            transcript_codec = TextCodec(
-                data / str(cfg.transcript_sentencepiece_model),
-                _load_dictionary(data / cfg.transcript_dictionary),
-            )
-        if cfg.target_lang is not None and tags.prefix_size:
-            tags.index(cfg.target_lang)
+        codec, tags, transcript_codec = load_vocabularies(cfg)
+        if codec is None and cfg.eval_bleu:
+            raise ValueError(f"--eval-bleu: {_no_target_vocabulary(cfg)}")
         return cls(cfg, codec, tags, transcript_codec)
 
     @property
-    def target_dictionary(self) -> Dictionary:
-        """Dictionary of the target text."""
-        return self.codec.dictionary
+    def target_dictionary(self) -> Optional[Dictionary]:
+        """Dictionary of the target text; None where there are transcripts only."""
+        return None if self.codec is None else self.codec.dictionary
 
     @property
     def source_dictionary(self) -> None:
@@ -187,9 +174,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         manifest = Manifest(path)
         audio_root = self.cfg.audio_root or self.cfg.data
         check_audio_present(manifest, audio_root)
-        for _, target_lang in manifest.pairs:
-            if self.tags.prefix_size:
-                self.tags.index(target_lang)
+        if self.codec is not None:
+            self._check_target_langs(manifest)
         self.pairs += [pair for pair in manifest.pairs if pair not in self.pairs]
 
         training = split == self.cfg.train_subset and task_cfg is None
@@ -200,12 +186,13 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             rows = rows_of_source_langs(manifest, self.source_langs, need_all=training)
             others = len(manifest) - len(rows)
             logger.info("%s: rows of other source languages left out: %d", path, others)
+        dictionary = self.target_dictionary or Dictionary()  # the special symbols of all are alike
         dataset = SpeechToTextSamuDataset(
             manifest,
             audio_root=audio_root,
-            encode_target=self.codec.encode_tokens,
-            pad=self.target_dictionary.pad(),
-            eos=self.target_dictionary.eos(),
+            encode_target=self.codec.encode_tokens if self.codec else None,
+            pad=dictionary.pad(),
+            eos=dictionary.eos(),
             prefix_size=self.tags.prefix_size,
             normalize=self.cfg.normalize == "utterance",
             encode_transcript=self.transcript_codec.encode_symbols
@@ -236,6 +223,19 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             for pair in range(len(self.pairs)):
                 self._scorer(pair)
         self.datasets[split] = dataset
+
+    def _check_target_langs(self, manifest: Manifest) -> None:
+        """Refuse target languages without a tag, and rows without a target."""
+        for number, (_, target_lang) in enumerate(manifest.pairs):
+            if not target_lang:
+                row = int((manifest.pair_ids == number).argmax())
+                raise ManifestError(
+                    f"{manifest.location(row)}: expected a tgt_lang and a tgt_text, found empty cells; "
+                    "transcripts alone train samu_xlsr in a data folder without "
+                    f"{self.cfg.dictionary} and {self.cfg.sentencepiece_model}"
+                )
+            if self.tags.prefix_size:
+                self.tags.index(target_lang)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Batches of a split, as fairseq makes them, with the share of padding in the log."""
@@ -317,7 +317,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         """None: the text codec does the whole way from pieces to plain text."""
         return None
 
-    def build_bpe(self, args: Any) -> TextCodec:
+    def build_bpe(self, args: Any) -> Optional[TextCodec]:
         """The task's own codec; ``--bpe`` has nothing to add to it."""
         return self.codec
 
@@ -338,6 +338,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         **kwargs: Any,
     ) -> Any:
         """fairseq's generator; tags are not scored, and stay in its output for the codec to read."""
+        if self.codec is None:
+            raise ValueError(f"translating: {_no_target_vocabulary(self.cfg)}")
         seq_gen_cls = seq_gen_cls or choose_generator(args, self.tags.prefix_size)
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs)
 
@@ -389,6 +391,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
 
     def _translation_statistics(self, sample: Dict[str, Any], model: Any) -> torch.Tensor:
         """BLEU and chrF statistics of a batch, summed by language pair, shape (pairs, 28)."""
+        assert self.codec is not None and self.target_dictionary is not None  # see setup_task
         hypotheses = self.inference_step(self._validation_generator, [model], sample)
         texts = [
             self.codec.decode(self.target_dictionary.string(hypos[0]["tokens"].int().cpu()))
@@ -419,7 +422,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         dataset = next(d for d in self.datasets.values() if d.manifest.path == path)
         collector, manifest = self._collectors[path], dataset.manifest
         pairs = np.unique(manifest.pair_ids[dataset.kept]).tolist()
-        names = {pair: "-".join(manifest.pairs[pair]) for pair in pairs}
+        names = {pair: pair_name(manifest.pairs[pair]) for pair in pairs}
         log_retrieval(collector, dataset.teacher.vectors, manifest.pair_ids, names)
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
@@ -433,13 +436,9 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
 
 
 def _names(pairs: Sequence[Tuple[str, str]]) -> List[str]:
-    return ["-".join(pair) for pair in pairs]
+    return [pair_name(pair) for pair in pairs]
 
 
-def _load_dictionary(path: Path) -> Dictionary:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected a fairseq dictionary, found no file; "
-            "`python -m data_prep.build_vocab` writes one"
-        )
-    return Dictionary.load(str(path))
+def _no_target_vocabulary(cfg: SpeechToTextSamuConfig) -> str:
+    files = f"{cfg.dictionary} and {cfg.sentencepiece_model}"
+    return f"expected a target vocabulary, {files} in {cfg.data}, found none"

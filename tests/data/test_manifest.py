@@ -129,6 +129,8 @@ def test_columns_may_come_in_any_order_and_others_too(write):
         ([line(), line("b", audio="")], 3, "expected a value in audio, found none"),
         ([line(), line("b", src_lang="")], 3, "expected a value in src_lang, found none"),
         ([line(), line("b", tgt_lang="")], 3, "expected a value in tgt_lang, found none"),
+        ([line(), line("b", tgt_text=""), line("c", tgt_lang="")], 4, "a value in tgt_lang, found none"),
+        ([line(), line("b", tgt_text="", tgt_lang=" ")], 3, "languages without spaces, found ' '"),
         ([line(), line("b", tgt_lang="en ")], 3, "expected languages without spaces, found 'en '"),
         ([line(), line("b", src_lang="e s")], 3, "found 'e s'"),
         ([line(), line("b"), line("c"), line("b"), line()], 5,

@@ -11,7 +11,7 @@ from fairseq.data.data_utils import collate_tokens, numpy_seed
 from fairseq.tasks import FairseqTask
 
 from fairseq_samu.data.audio import change_speed, read_audio
-from fairseq_samu.data.manifest import Manifest
+from fairseq_samu.data.manifest import Manifest, pair_name
 from fairseq_samu.data.manifest_index import COLUMNS, ManifestError
 from fairseq_samu.data.speech_to_text_dataset import SpeechToTextSamuDataset
 
@@ -225,6 +225,24 @@ def test_only_given_rows_are_used_and_keep_their_numbers(data, tmp_path):
     speech = dataset(path, shuffle=True, alpha=0.0, rows=rows, audio_root=str(data.parent))
     assert speech.drawn_report() == "en-fr 1 → 2, fr-en 4 → 2"
     assert set(speech.ordered_indices()) <= set(rows)
+
+
+def test_transcripts_are_enough_without_targets(data, tmp_path):
+    codec = Codec()
+    path = changed(data, tmp_path, 3, tgt_text="", tgt_lang="")
+    options = {"encode_target": None, "prefix_size": 0, "audio_root": str(data.parent)}
+    speech = dataset(path, codec, shuffle=True, encode_transcript=codec.transcript, **options)
+    assert [pair_name(pair) for pair in speech.manifest.pairs] == ["en-fr", "es-en", "fr", "fr-en"]
+    assert speech.drawn_report() == "en-fr 2 → 2, es-en 4 → 4, fr 1 → 1, fr-en 3 → 3"
+    rows = speech.ordered_indices()
+    kept, _ = speech.filter_indices_by_size(rows, (10**6, 1))
+    assert kept.tolist() == rows.tolist() and speech.size(3) == (16_000, 0)
+    batch = speech.collater([speech[3], speech[9]])
+    assert batch["target"] is None and batch["prefix_tokens"] is None
+    assert set(batch["net_input"]) == {"src_tokens", "src_lengths"}
+    assert batch["ntokens"] == 16_000 + 5000 and batch["pair"].tolist() == [2, 0]
+    assert batch["transcript_lengths"].tolist() == [5, 1]
+    assert codec.calls == 0
 
 
 # Order, sampling, speed

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.tasks import FairseqTask
 
-from fairseq_samu.data.speech_to_text_dataset import AudioPathsDataset
+from fairseq_samu.data.audio_paths_dataset import AudioPathsDataset
 
 LENGTHS = [16_000, 4000, 9000, 2500, 700]
 

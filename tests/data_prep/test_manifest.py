@@ -14,7 +14,8 @@ def test_columns_and_cells_as_written(tmp_path):
     with ManifestWriter(path) as manifest:
         manifest.write(ROW)
         manifest.write(ROW._replace(id="a2", speaker="", src_text=""))
-    assert manifest.rows == 2
+        manifest.write(ROW._replace(id="a3", tgt_text="", tgt_lang=""))
+    assert manifest.rows == 3
     assert b"\r" not in path.read_bytes()
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -22,6 +23,7 @@ def test_columns_and_cells_as_written(tmp_path):
     assert " ".join(COLUMNS) == "id audio n_frames tgt_text speaker src_text src_lang tgt_lang"
     assert rows[1] == [str(cell) for cell in ROW]
     assert rows[2][0] == "a2"
+    assert rows[3][0] == "a3" and rows[3][3:] == ["", "f2", 'La "casa"', "es", ""]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ def test_columns_and_cells_as_written(tmp_path):
         ("speaker", "a\rb", "control character in speaker"),
         ("id", "", "expected a id, found an empty cell"),
         ("tgt_text", "", "expected a tgt_text, found an empty cell"),
+        ("tgt_lang", "", "expected a tgt_lang, found an empty cell"),
         ("audio", "", "expected a audio, found an empty cell"),
         ("n_frames", 0, "expected n_frames > 0 samples, found 0"),
     ],

@@ -10,6 +10,8 @@ from fairseq.models import BaseFairseqModel
 
 import fairseq_samu  # noqa: F401  (compat before fairseq's iterators)
 from data_prep.embed_text import Teacher, embed_manifest
+from fairseq_samu.criterions import LabelSmoothedNllCriterion
+from fairseq_samu.models.xlsr_mbart_st import XlsrMbartStModel
 from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
 
 
@@ -108,6 +110,61 @@ def test_splits_share_their_teacher(corpus, tmp_path, other):
     found = r"dev\.small\.npy: expected the teacher of .*train\.small\.npy.*embed both"
     with pytest.raises(ValueError, match=found):
         task.load_dataset("dev")
+
+
+def transcripts_only(corpus, folder, splits=("train", "dev")):
+    """Copy of a corpus without its translations and vocabularies, embedded by a teacher."""
+    for split in splits:
+        rows = (corpus / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
+        for i, row in enumerate(rows[1:], start=1):
+            cells = row.split("\t")
+            cells[3] = cells[7] = ""
+            rows[i] = "\t".join(cells)
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        embed(folder, split)
+    return folder
+
+
+def test_transcripts_alone_need_no_target_vocabulary(corpus, tmp_path):
+    transcripts_only(corpus, tmp_path)
+    task = setup(tmp_path, teacher="small")
+    assert task.target_dictionary is None and task.teacher_dim == 4
+    for split in ("train", "dev"):
+        task.load_dataset(split)
+    assert task.pairs == [("en", ""), ("es", ""), ("fr", "")]
+    dataset = task.dataset("train")
+    batch = dataset.collater([dataset[0], dataset[1]])
+    assert batch["target"] is None and batch["teacher"].shape == (2, 4)
+    with pytest.raises(ValueError, match="expected a target vocabulary, dict.txt and spm.model"):
+        task.build_generator([], Namespace())
+    with pytest.raises(ValueError, match="label_smoothed_nll needs target texts"):
+        LabelSmoothedNllCriterion(task, False, 0.1, 0.0)
+    with pytest.raises(ValueError, match="xlsr_mbart_st needs target texts"):
+        XlsrMbartStModel.build_model(None, task)
+
+
+@pytest.mark.parametrize(("there", "options", "message"), [
+    ((), {}, r"dict\.txt: expected a fairseq dictionary"),
+    (("spm.model",), {"teacher": "small"}, r"dict\.txt: expected a fairseq dictionary"),
+    (("dict.txt",), {"teacher": "small"}, r"spm\.model: expected a SentencePiece model"),
+    ((), {"teacher": "small", "dictionary": "named.txt"}, r"named\.txt: expected a fairseq"),
+    ((), {"teacher": "small", "eval_bleu": True}, "--eval-bleu: expected a target vocabulary"),
+])  # fmt: skip
+def test_a_vocabulary_that_is_missing_by_mistake(corpus, tmp_path, there, options, message):
+    for name in there:
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        setup(tmp_path, **options)
+
+
+@pytest.mark.parametrize("template", ["<lang:{}>", ""])
+def test_rows_without_translation_are_no_translation_data(corpus, tmp_path, template):
+    transcripts_only(corpus, tmp_path)
+    for name in ("dict.txt", "spm.model"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    task = setup(tmp_path, lang_tag_template=template)
+    with pytest.raises(ValueError, match=r"train\.tsv:\d+: expected a tgt_lang and a tgt_text"):
+        task.load_dataset("train")
 
 
 def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
