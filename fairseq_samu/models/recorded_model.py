@@ -12,7 +12,11 @@ from fairseq.models import BaseFairseqModel
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from fairseq_samu.modules.adapter import Adapter
+from fairseq_samu.modules.added_weights import with_added
+from fairseq_samu.modules.trained_parts import Transformer, parts_of, training_table
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
+from fairseq_samu.pretrained.wav2vec2 import ENCODER_ADDITIONS
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,12 @@ SETTINGS = (
     "decoder_activation_fn",
     "decoder_no_scale_embedding",
 )
+
+
+#: Options that add something to a model; recorded where they are set, and where not taken as absent.
+ADDITIONS = (*ENCODER_ADDITIONS, "decoder_adapter_dim")
+#: Those whose additions change nothing at first: models saved without can train on with them.
+NEUTRAL = ("--encoder-adapter-dim", "--decoder-adapter-dim")
 
 
 class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
@@ -76,14 +86,29 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
             cfg: the model's options.
             task: gives ``tag_settings``, the options that decide on language tags.
         """
-        options = {
-            "--" + name.replace("_", "-"): str(cfg[name]) for name in SETTINGS if name in cfg
-        }
+        names = [name for name in SETTINGS if name in cfg]
+        names += [name for name in ADDITIONS if name in cfg and cfg[name]]
+        options = {"--" + name.replace("_", "-"): str(cfg[name]) for name in names}
         options["--encoder-conv-layers"] = str(parse_conv_layers(cfg.encoder_conv_layers))
         settings = {"--normalize": cfg.input_normalization, **options, **task.tag_settings}
         text = json.dumps(settings, sort_keys=True).encode()
         # Whole numbers, for the reasons given in register_vocabulary.
         self.register_buffer("settings_version", torch.tensor(list(text)))
+
+    def log_parts(self, transformers: Mapping[str, Transformer]) -> None:
+        """Log how many parameters there are and train, part by part.
+
+        Args:
+            transformers: the networks with parts that can be chosen, by name.
+        """
+        parts = {
+            f"{name} {part}": parameters
+            for name, transformer in transformers.items()
+            for part, parameters in parts_of(transformer).items()
+        }
+        inside = {parameter for parameters in parts.values() for parameter in parameters}
+        parts["outside"] = [p for p in self.parameters() if p not in inside]
+        logger.info("what trains:\n%s", training_table(parts))
 
     def load_state_dict(
         self,
@@ -94,7 +119,8 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
     ) -> Any:
         """Load weights after checking that they belong to these vocabularies and sizes.
 
-        Without transcripts the model has no CTC head, and that of the checkpoint is left out.
+        Without transcripts the model has no CTC head, and that of the checkpoint is left out. Adapters
+        that the checkpoint has not keep the weights they have.
 
         Args:
             state_dict: the weights.
@@ -111,9 +137,13 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         if self.encoder.ctc_head is None:
             unused = ("encoder.ctc_head.", "transcript_vocabulary_version")
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(unused)}
+        state_dict = with_added(state_dict, self, (Adapter,))
         self.check_vocabularies(state_dict)
         self._check_settings(state_dict)
         self._check_sizes(state_dict)
+        if "settings_version" in state_dict:
+            # In agreement; but longer, should this model have got adapters.
+            state_dict = {**state_dict, "settings_version": self.settings_version}
         return super().load_state_dict(state_dict, strict=strict, model_cfg=model_cfg, args=args)
 
     def check_vocabularies(self, state_dict: Mapping[str, Any]) -> None:
@@ -148,6 +178,7 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
             f"{own.get(option)!r}"
             for option in sorted({*trained, *own})
             if trained.get(option) != own.get(option)
+            and not (option in NEUTRAL and option not in trained)
         ]
         if different:
             raise ValueError(

@@ -80,11 +80,11 @@ class SamuXlsrModel(RecordedModel):
             )
         transcripts = task.transcript_dictionary if has_ctc_head(cfg, task) else None
         ctc_head = nn.Linear(cfg.encoder_embed_dim, len(transcripts)) if transcripts else None
-        frozen = str(cfg.train_encoder) == "none"
-        encoder = SpeechEncoder(frames, NoAdaptor(), ctc_head, frozen=frozen)
+        encoder = SpeechEncoder(frames, NoAdaptor(), ctc_head)
         record(cfg)
         model = cls(encoder, head or build_sentence_head(cfg), transcripts)
         model.register_settings(cfg, task)
+        model.log_parts({"encoder": frames.transformer})
         return model
 
     def forward(

@@ -3,32 +3,23 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
-import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import FairseqEncoder
-from fairseq.models.wav2vec.wav2vec2 import (
-    TransformerSentenceEncoderLayer,
-    Wav2Vec2Config,
-    Wav2Vec2Model,
-)
-from fairseq.modules import GradMultiply
-from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
 from omegaconf import II
 from torch import Tensor, nn
 
+from fairseq_samu.models.speech_frames import SpeechFrames
+from fairseq_samu.modules.adapter import Adapter
+from fairseq_samu.modules.added_weights import with_added
 from fairseq_samu.modules.encoder_view import FeatureNoise
-from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
-from fairseq_samu.modules.log_mel import HOP, WINDOW, LogMel
-from fairseq_samu.modules.masked_group_norm import MaskedGroupNorm
-from fairseq_samu.modules.padding import padding_mask as make_padding_mask
+from fairseq_samu.modules.layer_weighting import LayerWeighting
 from fairseq_samu.modules.sentence_head import POOLINGS, SentenceHead
-from fairseq_samu.modules.span_mask import span_mask
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
 from fairseq_samu.pretrained.wav2vec2 import ARCHITECTURE, Wav2VecCheckpoint, load_wav2vec2
 
 EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm"])
 FEATURES = ChoiceEnum(["waveform", "log_mel"])
-TRAINED_PARTS = ChoiceEnum(["all", "none"])
 
 
 @dataclass
@@ -115,9 +106,22 @@ class SpeechEncoderConfig(FairseqDataclass):
         default=False,
         metadata={"help": "predict the transcript from the encoder's frames, for a CTC loss"},
     )
-    train_encoder: TRAINED_PARTS = field(  # type: ignore[valid-type]
+    train_encoder: str = field(
         default="all",
-        metadata={"help": "parts of the encoder that train, the sentence head of a view included"},
+        metadata={
+            "help": "parts of the encoder that train: all; none (the sentence head of a view is frozen "
+            "too); or some of adapters, attention, layernorm, top-N (the last N layers), with commas"
+        },
+    )
+    encoder_adapter_dim: int = field(
+        default=0,
+        metadata={
+            "help": "width of the bottleneck of two adapters in every encoder layer; 0 = no adapters"
+        },
+    )
+    encoder_layer_weighting: bool = field(
+        default=False,
+        metadata={"help": "frames are a learned mixture of all encoder layers, not the last layer"},
     )
     pooling: ChoiceEnum(list(POOLINGS)) = field(  # type: ignore[valid-type]
         default="attention",
@@ -137,161 +141,6 @@ class SpeechEncoderConfig(FairseqDataclass):
     input_normalization: str = II("task.normalize")
 
 
-class SpeechLayer(TransformerSentenceEncoderLayer):
-    """A layer of wav2vec 2.0 that training may skip.
-
-    Args:
-        layerdrop: probability of being skipped.
-        **shape: the arguments of fairseq's layer.
-    """
-
-    def __init__(self, layerdrop: float, **shape: Any) -> None:
-        super().__init__(**shape)
-        self.layerdrop = layerdrop
-
-    def forward(self, x: Tensor, **options: Any) -> tuple[Tensor, tuple[Tensor | None, Tensor]]:
-        """Transform ``x`` (T, B, D); returns it with fairseq's (attention, feed-forward output)."""
-        if is_dropped(self, self.layerdrop):
-            x = keep_in_graph(x, self.parameters())
-            return x, (None, x)
-        output: tuple[Tensor, tuple[Tensor | None, Tensor]] = super().forward(x, **options)
-        return output
-
-
-class SpeechFrames(Wav2Vec2Model):
-    """wav2vec 2.0 without its pre-training parts: waveforms in, frames out.
-
-    Parameters are named as in fairseq. Unlike fairseq's, the frames of an utterance do not depend
-    on the padding beside it in either extractor mode, masks and skipped layers follow torch's
-    random generator (and so repeat when training resumes), and every parameter that requires a
-    gradient gets one in every update.
-
-    Args:
-        cfg: sizes, dropout, masking and ``feature_grad_mult``; ``conv_feature_layers`` has to be a
-            plain list literal, because fairseq evaluates it.
-        features: what the extractor reads, ``waveform`` or ``log_mel``.
-
-    Source: Baevski et al. 2020 (arXiv 2006.11477), Section 2; Babu et al. 2021 (arXiv 2111.09296).
-    """
-
-    def __init__(self, cfg: Wav2Vec2Config, features: str = "waveform") -> None:
-        super().__init__(replace(cfg, encoder_layers=0))
-        self.remove_pretraining_modules()
-        self.cfg = cfg
-        self.conv_layers = parse_conv_layers(cfg.conv_feature_layers)
-        self.log_mel = LogMel() if features == "log_mel" else None
-        if self.log_mel is not None:
-            dim, kernel, stride = self.conv_layers[0]
-            first = nn.Conv1d(self.log_mel.bands, dim, kernel, stride, bias=cfg.conv_bias)
-            nn.init.kaiming_normal_(first.weight)
-            self.feature_extractor.conv_layers[0][0] = first
-        if cfg.extractor_mode == "default":
-            self.feature_extractor.conv_layers[0][2] = MaskedGroupNorm(self.conv_layers[0][0])
-        self.encoder.layers = nn.ModuleList(
-            SpeechLayer(
-                layerdrop=cfg.encoder_layerdrop,
-                embedding_dim=cfg.encoder_embed_dim,
-                ffn_embedding_dim=cfg.encoder_ffn_embed_dim,
-                num_attention_heads=cfg.encoder_attention_heads,
-                dropout=cfg.dropout,
-                attention_dropout=cfg.attention_dropout,
-                activation_dropout=cfg.activation_dropout,
-                activation_fn=cfg.activation_fn,
-                layer_norm_first=cfg.layer_norm_first,
-            )
-            for _ in range(cfg.encoder_layers)
-        ).apply(init_bert_params)
-        # SpeechLayer draws by itself; fairseq's loop would draw from NumPy.
-        self.encoder.layerdrop = 0.0
-        for module in self.modules():
-            if isinstance(module, nn.GELU):
-                module.register_forward_hook(_make_gradient_contiguous)
-
-        # What never gets a gradient must not ask for one: distributed training would wait for it.
-        self.mask_emb.requires_grad_(cfg.mask_prob > 0)
-        self.feature_extractor.requires_grad_(cfg.feature_grad_mult > 0)
-
-    @property
-    def receptive_field(self) -> int:
-        """Samples that one frame sees."""
-        samples = 1
-        for _, kernel, stride in reversed(self.conv_layers):
-            samples = (samples - 1) * stride + kernel
-        return samples if self.log_mel is None else (samples - 1) * HOP + WINDOW
-
-    def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode waveforms.
-
-        Args:
-            wave: samples at 16 kHz, zero where padded, shape (B, S).
-            lengths: samples of every utterance, shape (B,). One too short for a single frame is
-                taken as if silence followed.
-
-        Returns:
-            Frames of shape (T, B, D), undefined where padded, and their padding mask (B, T).
-        """
-        x = nn.functional.pad(wave, (0, max(0, self.receptive_field - wave.size(1))))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
-            x, lengths = self._extract(x, lengths)
-        if x.requires_grad and self.feature_grad_mult != 1.0:
-            x = GradMultiply.apply(x, self.feature_grad_mult)
-        x = self.layer_norm(x.transpose(1, 2))
-        if self.post_extract_proj is not None:
-            x = self.post_extract_proj(x)
-        if self.training:
-            x = self._mask(x, lengths)
-        padding_mask = make_padding_mask(lengths, x.size(1))
-        # min_layer: do not collect the output of every layer
-        x, _ = self.encoder.extract_features(
-            x, padding_mask=padding_mask, min_layer=len(self.encoder.layers)
-        )
-        if self.encoder.layer_norm_first:
-            x = self.encoder.layer_norm(x)
-        return x.transpose(0, 1), padding_mask
-
-    def _extract(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the convolutions: (B, S) → (B, D, T), and the frames of every utterance."""
-        x = wave.unsqueeze(1)
-        if self.log_mel is not None:
-            x, lengths = self.log_mel(wave), _windows(lengths, WINDOW, HOP)
-        # fairseq-generate halves the model under --fp16, but not the samples
-        x = x.to(self.layer_norm.weight.dtype)
-        for block, (_, kernel, stride) in zip(
-            self.feature_extractor.conv_layers, self.conv_layers, strict=True
-        ):
-            lengths = _windows(lengths, kernel, stride)
-            for module in block:
-                x = module(x, lengths) if isinstance(module, MaskedGroupNorm) else module(x)
-        return x, lengths
-
-    def _mask(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """SpecAugment on the frames (B, T, D): a learned vector over time, zeros over channels."""
-        batch, frames, width = x.shape
-        if self.mask_prob > 0:
-            masked = span_mask(lengths, frames, self.mask_prob, self.mask_length)
-            x = torch.where(masked.unsqueeze(2), self.mask_emb.to(x.dtype), x)
-        if self.mask_channel_prob > 0:
-            channels = torch.full_like(lengths, width)
-            masked = span_mask(channels, width, self.mask_channel_prob, self.mask_channel_length)
-            x = x.masked_fill(masked.unsqueeze(1), 0.0)
-        return x
-
-
-def _windows(lengths: Tensor, kernel: int, stride: int) -> Tensor:
-    """Windows of ``kernel`` in sequences of these lengths; at least one."""
-    return ((lengths - kernel).div(stride, rounding_mode="floor") + 1).clamp(min=1)
-
-
-def _make_gradient_contiguous(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-    """Hand the gradient of ``output`` on with its elements in order.
-
-    On a CPU, torch 1.12 differentiates GELU wrongly otherwise: it reads memory that was never
-    written, and wav2vec 2.0 transposes behind its GELUs.
-    """
-    if output.requires_grad and not output.is_cuda:
-        output.register_hook(Tensor.contiguous)
-
-
 class SpeechEncoder(FairseqEncoder):
     """Speech frames, their CTC scores if wanted, and what a decoder reads of them.
 
@@ -303,7 +152,6 @@ class SpeechEncoder(FairseqEncoder):
         view: a module of ``fairseq_samu.modules.encoder_view`` between frames and adaptor, or None for
             the frames themselves.
         noise: factor of the noise on what the adaptor reads in training.
-        frozen: keep frames and view as they are: no gradient, no dropout, no masks.
     """
 
     def __init__(
@@ -314,7 +162,6 @@ class SpeechEncoder(FairseqEncoder):
         positions: nn.Module | None = None,
         view: nn.Module | None = None,
         noise: float = 0.0,
-        frozen: bool = False,
     ) -> None:
         super().__init__(dictionary=None)
         self.wav2vec2 = frames
@@ -323,17 +170,19 @@ class SpeechEncoder(FairseqEncoder):
         self.positions = positions
         self.view = view
         self.noise = FeatureNoise(noise)
-        self.frozen = frozen
-        for part in self._frozen_parts():
+        for part in self._frozen_with_frames():
             part.requires_grad_(False)
 
-    def _frozen_parts(self) -> list[nn.Module]:
-        return [part for part in (self.wav2vec2, self.view) if part is not None and self.frozen]
+    def _frozen_with_frames(self) -> list[nn.Module]:
+        """Find what a frozen network takes along: the head it is read through, and what that reads."""
+        if self.view is None or not self.wav2vec2.frozen:
+            return []
+        return [part for part in (self.view, self.wav2vec2.layer_weighting) if part is not None]
 
     def train(self, mode: bool = True) -> "SpeechEncoder":
         """Switch to training or evaluation; what is frozen stays in evaluation."""
         super().train(mode)
-        for part in self._frozen_parts():
+        for part in self._frozen_with_frames():
             part.eval()
         return self
 
@@ -350,11 +199,10 @@ class SpeechEncoder(FairseqEncoder):
             ``speech_padding_mask`` (B, T), the frames before the adaptor; ``ctc_logits``
             (T, B, V), or an empty list without CTC; and fairseq's remaining keys, empty.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
-            x, padding_mask = speech, speech_padding_mask
-            if self.view is not None:
-                x, padding_mask = self.view(x, padding_mask)
+        speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
+        x, padding_mask = speech, speech_padding_mask
+        if self.view is not None:
+            x, padding_mask = self.view(x, padding_mask)
         x, padding_mask = self.adaptor(self.noise(x, padding_mask), padding_mask)
         if self.positions is not None:
             # The mask stands for tokens: padded frames have the padding index, 1.
@@ -412,22 +260,27 @@ def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
         cfg: the options; changed as described.
 
     Returns:
-        The encoder, and the sentence head of the checkpoint if it has one.
+        The encoder, of which the parts in ``train_encoder`` train, and the sentence head of the
+        checkpoint if it has one.
 
     Raises:
-        ValueError: an option contradicts the checkpoint, or its weights do not fit.
+        ValueError: an option contradicts the checkpoint, its weights do not fit, or there are no such
+            parts.
     """
     if cfg.speech_encoder_path is None:
         check_heads(cfg, "encoder")
-        return SpeechFrames(_wav2vec2_config(cfg), str(cfg.encoder_features)), None
+        frames = _new_frames(cfg)
+        frames.train_only(cfg.train_encoder)
+        return frames, None
     path = cfg.speech_encoder_path
     checkpoint = load_wav2vec2(path)
     _check_normalization(cfg, checkpoint)
     _adopt_sizes(cfg, checkpoint)
-    frames = SpeechFrames(_wav2vec2_config(cfg), str(cfg.encoder_features))
+    frames = _new_frames(cfg)
+    weights = with_added(checkpoint.state_dict, frames, (Adapter, LayerWeighting))
     head = build_sentence_head(cfg) if checkpoint.head else None
     try:
-        frames.load_state_dict(checkpoint.state_dict)
+        frames.load_state_dict(weights)
         if head is not None:
             head.load_state_dict(checkpoint.head)
     except RuntimeError as error:
@@ -435,7 +288,17 @@ def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
             f"{path}: the weights do not fit the options saved with them: {error}"
         ) from error
     cfg.speech_encoder_path = None
+    frames.train_only(cfg.train_encoder)
     return frames, head
+
+
+def _new_frames(cfg: Any) -> SpeechFrames:
+    return SpeechFrames(
+        _wav2vec2_config(cfg),
+        str(cfg.encoder_features),
+        cfg.encoder_adapter_dim,
+        cfg.encoder_layer_weighting,
+    )
 
 
 def build_sentence_head(cfg: Any) -> SentenceHead:

@@ -27,10 +27,12 @@ from fairseq_samu.models.speech_encoder import (
     build_speech_frames,
     check_heads,
 )
+from fairseq_samu.modules.adapter import Adapter
 from fairseq_samu.modules.encoder_view import VIEWS, PooledView, ProjectedView
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, NoAdaptor
 from fairseq_samu.modules.sentence_head import SentenceHead
+from fairseq_samu.modules.trained_parts import Transformer, train_only
 
 ADAPTORS = ChoiceEnum(["none", "linear", "conv"])
 ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
@@ -128,14 +130,31 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
     decoder_layerdrop: float = field(
         default=0.0, metadata={"help": "probability of skipping a decoder layer in training"}
     )
+    train_decoder: str = field(
+        default="all",
+        metadata={
+            "help": "parts of the decoder that train: all; none; or some of adapters, attention (over the "
+            "target), cross-attention, layernorm, top-N (the last N layers), with commas"
+        },
+    )
+    decoder_adapter_dim: int = field(
+        default=0,
+        metadata={
+            "help": "width of the bottleneck of an adapter behind every decoder layer; 0 = no adapters"
+        },
+    )
     # Not an option of the model: the task's, recorded because learned positions depend on it.
     max_target_positions: int = II("task.max_target_positions")
 
 
 class TextDecoderLayer(TransformerDecoderLayerBase):
-    """A decoder layer that training may skip."""
+    """A decoder layer that training may skip, with an adapter behind it if wanted."""
 
     layerdrop = 0.0
+
+    def __init__(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> None:
+        super().__init__(cfg, no_encoder_attn)
+        self.adapter: nn.Module = nn.Identity()
 
     def forward(
         self, x: Tensor, encoder_out: Tensor, *args: Any, **kwargs: Any
@@ -144,8 +163,8 @@ class TextDecoderLayer(TransformerDecoderLayerBase):
         if is_dropped(self, self.layerdrop):
             # The encoder too must get a gradient, should all layers be skipped.
             return keep_in_graph(x, [*self.parameters(), encoder_out]), None, None
-        output: tuple[Tensor, Any, Any] = super().forward(x, encoder_out, *args, **kwargs)
-        return output
+        x, attention, state = super().forward(x, encoder_out, *args, **kwargs)
+        return self.adapter(x), attention, state
 
 
 class TextDecoder(TransformerDecoderBase):
@@ -156,6 +175,8 @@ class TextDecoder(TransformerDecoderBase):
         dictionary: target symbols.
         embed_tokens: embedding of the target symbols.
         layerdrop: probability of skipping a layer in training.
+        adapter_dim: width of the bottleneck of an adapter behind every layer (Bapna and Firat 2019,
+            arXiv 1909.08478, Section 3.1); 0 = no adapters.
     """
 
     def __init__(
@@ -164,10 +185,14 @@ class TextDecoder(TransformerDecoderBase):
         dictionary: Dictionary,
         embed_tokens: nn.Embedding,
         layerdrop: float,
+        adapter_dim: int = 0,
     ) -> None:
+        self.frozen = False
         super().__init__(cfg, dictionary, embed_tokens)
         for layer in self.layers:
             layer.layerdrop = layerdrop
+            if adapter_dim != 0:
+                layer.adapter = Adapter(layer.embed_dim, adapter_dim)
         _clear_unfilled(self.embed_positions)
 
     def build_decoder_layer(
@@ -175,6 +200,29 @@ class TextDecoder(TransformerDecoderBase):
     ) -> TextDecoderLayer:
         """Build one layer."""
         return TextDecoderLayer(cfg, no_encoder_attn)
+
+    @property
+    def transformer(self) -> Transformer:
+        """What there is to train."""
+        return Transformer(self, self.layers)
+
+    def train_only(self, names: str) -> None:
+        """Freeze all but the named parts; with ``none`` dropout stays off from now on.
+
+        Args:
+            names: see ``fairseq_samu.modules.trained_parts.train_only``.
+
+        Raises:
+            ValueError: names that do not exist or contradict each other.
+        """
+        train_only(self.transformer, names, "--train-decoder", "--decoder-adapter-dim")
+        self.frozen = names.strip() == "none"
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "TextDecoder":
+        """Switch to training or evaluation; a frozen decoder stays in evaluation."""
+        super().train(mode and not self.frozen)
+        return self
 
 
 @register_model("xlsr_mbart_st", dataclass=XlsrMbartStConfig)
@@ -238,7 +286,6 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
             _build_positions(cfg),
             view,
             cfg.encoder_view_noise,
-            frozen=str(cfg.train_encoder) == "none",
         )
         decoder = _build_decoder(cfg, task.target_dictionary)
         if pretrained is not None:
@@ -248,6 +295,7 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         if pretrained is not None and pretrained.vocabulary is not None:
             model.check_vocabularies({"vocabulary_version": pretrained.vocabulary})
         model.register_settings(cfg, task)
+        model.log_parts({"encoder": frames.transformer, "decoder": decoder.transformer})
         return model
 
     def forward(
@@ -343,4 +391,8 @@ def _build_decoder(cfg: Any, dictionary: Dictionary) -> TextDecoder:
     decoder_cfg.decoder.learned_pos = cfg.decoder_learned_pos
     check_heads(cfg, "decoder")
     embedding = Embedding(len(dictionary), cfg.decoder_embed_dim, dictionary.pad())
-    return TextDecoder(decoder_cfg, dictionary, embedding, cfg.decoder_layerdrop)
+    decoder = TextDecoder(
+        decoder_cfg, dictionary, embedding, cfg.decoder_layerdrop, cfg.decoder_adapter_dim
+    )
+    decoder.train_only(cfg.train_decoder)
+    return decoder

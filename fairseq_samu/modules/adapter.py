@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 
@@ -37,26 +35,3 @@ class Adapter(nn.Module):
         """Adapt every vector by itself; shapes (…, D) → (…, D)."""
         adapted: Tensor = self.up(self.down(self.norm(x)).relu())
         return x + adapted
-
-
-def with_adapters(state_dict: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Complete weights that were saved without adapters by those of ``network``.
-
-    Args:
-        state_dict: weights of ``network``; with some of the adapters they are returned as they are,
-            because the missing ones have been lost then.
-        network: what the weights are for.
-
-    Returns:
-        The weights, with the adapters as ``network`` has them at present where there were none.
-    """
-    own = network.state_dict()
-    adapters = {
-        f"{prefix}.{name}"
-        for prefix, module in network.named_modules()
-        if isinstance(module, Adapter)
-        for name in module.state_dict()
-    }
-    if adapters & state_dict.keys():
-        return dict(state_dict)
-    return {**state_dict, **{name: own[name] for name in adapters}}

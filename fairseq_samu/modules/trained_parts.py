@@ -19,11 +19,13 @@ class Transformer(NamedTuple):
             a decoder have one ``encoder_attn``.
         apart: modules within ``network`` whose layer norms are their own affair, like a
             convolutional feature extractor.
+        outside: modules within ``network`` that are no part of it: they always train.
     """
 
     network: nn.Module
     layers: Sequence[nn.Module]
     apart: Sequence[nn.Module] = ()
+    outside: Sequence[nn.Module] = ()
 
 
 def parts_of(transformer: Transformer) -> dict[str, list[nn.Parameter]]:
@@ -33,7 +35,7 @@ def parts_of(transformer: Transformer) -> dict[str, list[nn.Parameter]]:
         transformer: what to divide.
 
     Returns:
-        The parameters of ``adapters``, ``attention``, ``cross-attention`` (if there is one),
+        The parameters inside: of ``adapters``, ``attention``, ``cross-attention`` (if there is one),
         ``layernorm`` (without the norms inside adapters and of modules that stand apart) and
         ``others``.
     """
@@ -54,7 +56,7 @@ def parts_of(transformer: Transformer) -> dict[str, list[nn.Parameter]]:
     }
     if not found["cross-attention"]:
         del found["cross-attention"]
-    seen: set[nn.Parameter] = set()
+    seen = _outside(transformer)
     parts: dict[str, list[nn.Parameter]] = {}
     for name, members in found.items():
         # A dict keeps their order.
@@ -79,7 +81,7 @@ def train_only(transformer: Transformer, names: str, option: str, adapter_option
             not exist.
     """
     parts = parts_of(transformer)
-    trained: set[nn.Parameter] = set()
+    trained = _outside(transformer)
     for name in _split(names, option, [part for part in parts if part != "others"], transformer):
         if name == "all":
             return
@@ -93,6 +95,10 @@ def train_only(transformer: Transformer, names: str, option: str, adapter_option
     for parameter in transformer.network.parameters():
         if parameter not in trained:
             parameter.requires_grad_(False)
+
+
+def _outside(transformer: Transformer) -> set[nn.Parameter]:
+    return {parameter for module in transformer.outside for parameter in module.parameters()}
 
 
 def _split(names: str, option: str, parts: list[str], transformer: Transformer) -> list[str]:

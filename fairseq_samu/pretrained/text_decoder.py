@@ -45,6 +45,9 @@ LAYER = (
     *("self_attn_layer_norm", "encoder_attn_layer_norm", "fc1", "fc2", "final_layer_norm"),
 )
 
+#: Where this project's checkpoints have adapters.
+ADAPTER = ("adapter.norm", "adapter.down", "adapter.up")
+
 # Not learned: sinusoids that older versions stored, and the version of the layout.
 UNUSED = ("version", "embed_positions._float_tensor", "embed_positions.weights")
 
@@ -103,6 +106,8 @@ def _from_fairseq(path: str) -> TextDecoderCheckpoint:
     weights = _below("decoder.", state["model"])
     if model.get("_name") == "xlsr_mbart_st":
         options = {name: plain_value(model[name]) for name in OWN_OPTIONS}
+        if model.get("decoder_adapter_dim"):
+            options["decoder_adapter_dim"] = model["decoder_adapter_dim"]
     else:
         options = _fairseq_options(model, weights, path)
     return _checked(
@@ -215,7 +220,8 @@ def _checked(
 
 
 def _expected_names(options: dict[str, Any], layers: int) -> set[str]:
-    modules = [f"layers.{layer}.{name}" for layer in range(layers) for name in LAYER]
+    names_in_layer = LAYER + (ADAPTER if "decoder_adapter_dim" in options else ())
+    modules = [f"layers.{layer}.{name}" for layer in range(layers) for name in names_in_layer]
     if options["decoder_layernorm_embedding"]:
         modules.append("layernorm_embedding")
     if not options["decoder_post_norm"]:

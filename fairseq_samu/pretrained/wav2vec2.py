@@ -29,6 +29,9 @@ ARCHITECTURE = {
 #: Further options of this project's checkpoints: what the extractor reads, and the sentence head.
 OWN_OPTIONS = ("encoder_features", "pooling", "sentence_dim")
 
+#: Options that add to the encoder; a checkpoint that lacks them does not contradict them.
+ENCODER_ADDITIONS = ("encoder_adapter_dim", "encoder_layer_weighting")
+
 #: Where this project's models keep the sentence head: samu_xlsr, and xlsr_mbart_st with a view of it.
 HEADS = {"samu_xlsr": "head.", "xlsr_mbart_st": "encoder.view.head."}
 
@@ -114,6 +117,7 @@ def _own_checkpoint(
     """Encoder and sentence head of a model of this project."""
     head_weights = {k[len(head) :]: weight for k, weight in weights.items() if k.startswith(head)}
     names = [*ARCHITECTURE.values(), *(OWN_OPTIONS if head_weights else OWN_OPTIONS[:1])]
+    names += [name for name in ENCODER_ADDITIONS if model.get(name)]
     return Wav2VecCheckpoint(
         options=_with_plain_layers({name: plain_value(model[name]) for name in names}, path),
         state_dict=_encoder_weights(weights, path),

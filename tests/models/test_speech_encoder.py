@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fairseq_samu.models.speech_encoder import (
     SpeechEncoder,
     SpeechEncoderConfig,
-    SpeechFrames,
     build_speech_frames,
 )
+from fairseq_samu.models.speech_frames import SpeechFrames
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor
 from fairseq_samu.modules.padding import padding_mask
 

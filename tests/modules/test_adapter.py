@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_samu.modules.adapter import Adapter, with_adapters
+from fairseq_samu.modules.adapter import Adapter
 
 
 def test_a_new_adapter_changes_nothing_and_learns() -> None:
@@ -36,21 +36,6 @@ def test_equals_fairseqs() -> None:
         parameter.data.copy_(getattr(theirs, name)[0])
     x = torch.randn(5, 2, 6)
     torch.testing.assert_close(ours(x), x + theirs(x, 0))
-
-
-def test_weights_saved_without_adapters_are_completed() -> None:
-    network = nn.Sequential(nn.Linear(4, 4), Adapter(4, 2))
-    plain = {
-        name: torch.zeros_like(value) for name, value in network[0].state_dict(prefix="0.").items()
-    }
-    completed = with_adapters(plain, network)
-    assert completed.keys() == network.state_dict().keys()
-    assert torch.equal(completed["1.down.weight"], network[1].down.weight)
-    assert torch.equal(completed["0.weight"], torch.zeros(4, 4))
-    # Neither what else is missing nor half an adapter is made up.
-    assert "0.bias" not in with_adapters({"0.weight": torch.zeros(4, 4)}, network)
-    del completed["1.up.bias"]
-    assert "1.up.bias" not in with_adapters(completed, network)
 
 
 def test_width_is_checked() -> None:

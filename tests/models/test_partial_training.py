@@ -1,0 +1,455 @@
+"""Adapters, weighting of layers and partial training inside the models."""
+
+import logging
+import multiprocessing
+import re
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq import models
+from fairseq.data import Dictionary
+from omegaconf import OmegaConf
+from torch import nn
+
+import fairseq_samu.models  # noqa: F401  (registers the models)
+from fairseq_samu.modules.adapter import Adapter
+
+SIZES = {
+    "encoder_conv_layers": "[(8, 20, 10), (16, 8, 4), (12, 4, 4)]", "encoder_layers": 3,
+    "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2,
+    "encoder_conv_pos": 4, "encoder_conv_pos_groups": 2,
+}  # fmt: skip
+SAMU = {"_name": "samu_xlsr", **SIZES}
+TRANSLATOR = {
+    "_name": "xlsr_mbart_st", **SIZES, "adaptor_layers": 1, "decoder_layers": 3,
+    "decoder_embed_dim": 12, "decoder_ffn_embed_dim": 24, "decoder_attention_heads": 2,
+    "decoder_layernorm_embedding": True,
+}  # fmt: skip
+ADAPTERS = {"encoder_adapter_dim": 5, "decoder_adapter_dim": 4}
+STYLES = [{}, {"encoder_layer_norm_first": True, "encoder_extractor_mode": "layer_norm"}]
+LNA = {
+    "train_encoder": "layernorm,attention",
+    "train_decoder": "cross-attention,layernorm,attention",
+}
+TOKENS = torch.tensor([[2, 4, 5], [2, 5, 4]])
+
+
+def make_task():
+    dictionary = Dictionary()
+    for symbol in "abc":
+        dictionary.add_symbol(symbol)
+    return SimpleNamespace(
+        target_dictionary=dictionary, transcript_dictionary=dictionary, tag_settings={}, teacher_dim=6,
+        input_normalization="utterance", cfg=SimpleNamespace(teacher="labse", max_target_positions=20),
+    )  # fmt: skip
+
+
+def build(options, **more):
+    """A model and its options as a checkpoint would keep them."""
+    torch.manual_seed(1)
+    whole = OmegaConf.create(
+        {"model": {"input_normalization": "utterance", **options, **more}, "task": {}}
+    )
+    return models.build_model(whole.model, make_task()), whole
+
+
+def randomize(model):
+    """Make adapters, norms and layer weights count; the first adapter is that of the first layer."""
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            nn.init.normal_(module.up.weight)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    wave = torch.randn(2, 4000, generator=generator)
+    wave[1, 2500:] = 0
+    return wave, torch.tensor([4000, 2500])
+
+
+def trained(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save(path: Path, model, whole):
+    torch.save({"cfg": OmegaConf.to_container(whole), "model": model.state_dict()}, path)
+    return str(path)
+
+
+# --- Adapters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_adapters_leave_names_weights_and_output_of_a_trained_model_alone(style):
+    plain = randomize(build(TRANSLATOR, **style)[0]).eval()
+    adapted = build(TRANSLATOR, **style, **ADAPTERS)[0].eval()
+    added = adapted.state_dict().keys() - plain.state_dict().keys()
+    assert len(added) == 6 * (2 * 3 + 3) and all("adapter" in name for name in added)
+    adapted.load_state_dict(plain.state_dict())  # strict; the settings do not object either
+    expected = plain(*batch(), TOKENS)[0]
+    assert torch.equal(adapted(*batch(), TOKENS)[0], expected)
+    assert not torch.allclose(randomize(adapted)(*batch(), TOKENS)[0], expected)
+
+
+def test_only_adapters_may_be_missing():
+    weights = build(TRANSLATOR)[0].state_dict()
+    del weights["decoder.layers.1.fc1.bias"]
+    with pytest.raises(RuntimeError, match='Missing key.*: "decoder.layers.1.fc1.bias"\\.'):
+        build(TRANSLATOR, **ADAPTERS)[0].load_state_dict(weights)
+    weights = build(TRANSLATOR, **ADAPTERS)[0].state_dict()
+    del weights["decoder.layers.1.adapter.up.bias"]
+    with pytest.raises(RuntimeError, match='Missing key.*: "decoder.layers.1.adapter.up.bias"\\.'):
+        build(TRANSLATOR, **ADAPTERS)[0].load_state_dict(weights)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "option"),
+    [
+        ({"encoder_adapter_dim": 5}, {}, "--encoder-adapter-dim: .*'5', this run says None"),
+        ({"decoder_adapter_dim": 5}, {"decoder_adapter_dim": 3}, "--decoder-adapter-dim: .*'5'.*'3'"),
+        ({"encoder_layer_weighting": True}, {}, "--encoder-layer-weighting: .*'True'"),
+        ({}, {"encoder_layer_weighting": True}, "--encoder-layer-weighting: .*None.*'True'"),
+    ],
+)  # fmt: skip
+def test_other_additions_than_those_of_training_are_refused(saved, now, option):
+    weights = build(TRANSLATOR, **saved)[0].state_dict()
+    with pytest.raises(ValueError, match=option):
+        build(TRANSLATOR, **now)[0].load_state_dict(weights)
+
+
+def test_adapters_stand_before_the_residual_of_their_block():
+    """Houlsby et al. 2019, Figure 2: a block whose own output is zero adds adapter(0)."""
+    layer = (
+        randomize(build(SAMU, encoder_adapter_dim=5)[0]).eval().encoder.wav2vec2.encoder.layers[0]
+    )
+    for block in (layer.self_attn.out_proj, layer.fc2):
+        nn.init.zeros_(block.weight)
+        nn.init.zeros_(block.bias)
+    x, mask = torch.randn(4, 2, 16), torch.zeros(2, 4, dtype=torch.bool)
+    expected = layer.self_attn_layer_norm(x + layer.attention_adapter(torch.zeros(16)))
+    expected = layer.final_layer_norm(expected + layer.ffn_adapter(torch.zeros(16)))
+    torch.testing.assert_close(layer(x, mask), expected)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_padding_changes_nothing(style):
+    model = randomize(
+        build(TRANSLATOR, **style, **ADAPTERS, encoder_layer_weighting=True)[0]
+    ).eval()
+    wave, lengths = batch()
+    together = model(wave, lengths, TOKENS)[0]
+    alone = model(wave[1:, :2500], lengths[1:], TOKENS[1:])[0]
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_decoding_step_by_step_equals_decoding_at_once():
+    model = randomize(build(TRANSLATOR, **ADAPTERS)[0]).eval()
+    encoder_out = model.encoder(*batch())
+    at_once = model.decoder(TOKENS, encoder_out=encoder_out)[0]
+    state = {}
+    for step in range(3):
+        logits, _ = model.decoder(TOKENS[:, : step + 1], encoder_out, incremental_state=state)
+        torch.testing.assert_close(logits[:, -1], at_once[:, step])
+
+
+# --- Weighting of layers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_frames_are_the_weighted_sum_of_what_every_layer_gives(style):
+    model = randomize(build(SAMU, **style, encoder_layer_weighting=True)[0]).eval()
+    frames = model.encoder.wav2vec2
+    seen = []
+    frames.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for layer in frames.encoder.layers:
+        layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    found, mask = frames(*batch())
+    if style:
+        seen = [frames.encoder.layer_norm(x) for x in seen]
+    logits = frames.layer_weighting.logits.tolist()
+    shares = [2.718281828459045**logit for logit in logits]
+    expected = sum(x * share / sum(shares) for x, share in zip(seen, shares, strict=True))
+    assert len(seen) == 4
+    torch.testing.assert_close(found[~mask.t()], expected[~mask.t()])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_all_weight_on_the_last_layer_is_the_encoder_without_weighting(style):
+    plain = randomize(build(SAMU, **style)[0]).eval().encoder.wav2vec2
+    weighted = build(SAMU, **style, encoder_layer_weighting=True)[0].eval().encoder.wav2vec2
+    weighted.load_state_dict(plain.state_dict(), strict=False)
+    weighted.layer_weighting.logits.data = torch.tensor([0.0, 0.0, 0.0, 50.0])
+    torch.testing.assert_close(weighted(*batch())[0], plain(*batch())[0])
+
+
+def test_weighted_sum_is_that_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    ours = randomize(build(SAMU, encoder_layer_weighting=True)[0]).eval().encoder.wav2vec2
+    torch.manual_seed(0)
+    theirs = transformers.Wav2Vec2ForSequenceClassification(
+        transformers.Wav2Vec2Config(
+            hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+            conv_dim=(8, 16, 12), conv_kernel=(20, 8, 4), conv_stride=(10, 4, 4),
+            num_feat_extract_layers=3, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+            use_weighted_layer_sum=True, classifier_proj_size=2,
+        )
+    ).eval()  # fmt: skip
+    renamed = {}
+    for name, weight in ours.state_dict().items():
+        for ours_name, theirs_name in (
+            (r"layer_weighting.logits", "layer_weights"), (r"mask_emb", "masked_spec_embed"),
+            (r"^layer_norm", "feature_projection.layer_norm"),
+            (r"post_extract_proj", "feature_projection.projection"),
+            (r"(conv_layers\.\d)\.0", r"\1.conv"), (r"(conv_layers\.0)\.2", r"\1.layer_norm"),
+            (r"pos_conv\.0", "pos_conv_embed.conv"),
+            (r"weight_g", "parametrizations.weight.original0"),
+            (r"weight_v", "parametrizations.weight.original1"),
+            (r"self_attn_layer_norm", "layer_norm"), (r"self_attn", "attention"),
+            (r"fc1", "feed_forward.intermediate_dense"), (r"fc2", "feed_forward.output_dense"),
+        ):  # fmt: skip
+            name = re.sub(ours_name, theirs_name, name)
+        renamed[name if name == "layer_weights" else f"wav2vec2.{name}"] = weight
+    missing, unexpected = theirs.load_state_dict(renamed, strict=False)
+    assert not unexpected and {name.split(".")[0] for name in missing} == {
+        "projector",
+        "classifier",
+    }
+    seen = []
+    theirs.projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    wave = batch()[0][:1]
+    theirs(wave)
+    found = ours(wave, torch.tensor([4000]))[0].transpose(0, 1)
+    torch.testing.assert_close(found, seen[0], atol=1e-5, rtol=1e-4)
+
+
+# --- What trains ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_lna_is_that_of_fairseq(style):
+    """fairseq finds the parts by substrings, and so misses the norm of the decoder's embeddings."""
+    xm_transformer = pytest.importorskip("fairseq.models.speech_to_text.xm_transformer")
+    model = build(TRANSLATOR, **style, **LNA)[0]
+    expected = {
+        name
+        for part, chosen in (
+            (model.encoder.wav2vec2, "layer_norm,self_attn"),
+            (model.decoder, "encoder_attn,layer_norm,self_attn"),
+        )
+        for name, _ in part.named_parameters()
+        if xm_transformer.need_finetuning(chosen, name)
+    }
+    found = {
+        name.replace("encoder.wav2vec2.", "", 1).replace("decoder.", "", 1)
+        for name in trained(model)
+        if name.startswith(("encoder.wav2vec2.", "decoder."))
+    }
+    embedding_norm = {"layernorm_embedding.weight", "layernorm_embedding.bias"}
+    assert found == expected | embedding_norm
+    outside = {name for name, _ in model.named_parameters() if name.startswith("encoder.adaptor")}
+    assert outside and outside <= trained(model)
+
+
+CHOICES = [
+    {"train_encoder": "adapters", "train_decoder": "adapters"},
+    {"train_encoder": "top-1", "train_decoder": "top-2"},
+    LNA,
+    {"train_encoder": "none", "train_decoder": "none"},
+    {"train_encoder": "all", "train_decoder": "cross-attention"},
+]
+LIVELY = {
+    "ctc": True, "encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5, "mask_prob": 0.3,
+    "encoder_layer_weighting": True, **ADAPTERS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("layerdrop", [0.0, 1.0])
+def test_what_trains_gets_gradients_and_moves_and_nothing_else(choice, layerdrop):
+    options = {**LIVELY, "encoder_layerdrop": layerdrop, "decoder_layerdrop": layerdrop}
+    model = randomize(build(TRANSLATOR, **options, **choice)[0]).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = trained(model)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5
+    )
+    logits, extra = model(*batch(), TOKENS)
+    (logits.square().sum() + extra["encoder_out"]["ctc_logits"][0].square().sum()).backward()
+    graded = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert graded == names, "distributed training would wait for the others for ever"
+    optimizer.step()
+    after = dict(model.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    # A weight that starts at zero may stay there; layers that are dropped move by decay alone.
+    assert moved <= names
+    assert {n for n in names if n.startswith(("encoder.adaptor", "encoder.ctc_head"))} <= moved
+    if choice["train_encoder"] == "adapters" and layerdrop == 0.0:
+        assert "encoder.wav2vec2.encoder.layers.0.attention_adapter.up.weight" in moved
+
+
+def test_a_frozen_network_computes_as_in_evaluation():
+    model = build(TRANSLATOR, **LIVELY, train_encoder=" none", train_decoder="none")[0].train()
+    assert model.encoder.training and not model.encoder.wav2vec2.training
+    assert not model.decoder.training and not model.decoder.layers[0].training
+    frames = [model.encoder.wav2vec2(*batch())[0] for _ in range(2)]
+    assert torch.equal(*frames)
+    # The layers have no graph; their weights do, as in SUPERB.
+    assert frames[0].requires_grad
+    frames[0].sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        "encoder.wav2vec2.layer_weighting.logits"
+    }
+
+
+def test_a_partly_frozen_network_keeps_its_dropout():
+    options = {"train_encoder": "top-1", "train_decoder": "top-1"}
+    model = build(TRANSLATOR, **options)[0].train()
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train_encoder": "cross-attention"}, "--train-encoder: .*adapters, attention, layernorm"),
+        ({"train_encoder": "adapters"}, "--train-encoder adapters.*--encoder-adapter-dim"),
+        ({"train_decoder": "adapters"}, "--train-decoder adapters.*--decoder-adapter-dim"),
+        ({"train_decoder": "top-4"}, "--train-decoder: .*cross-attention, .*last N of 3 layers"),
+        ({"encoder_adapter_dim": -2}, "at least 1, found -2"),
+    ],
+)  # fmt: skip
+def test_wrong_choices_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        build(TRANSLATOR, **wrong)
+
+
+def test_the_log_says_what_trains(caplog):
+    with caplog.at_level(logging.INFO):
+        model, _ = build(
+            SAMU, encoder_adapter_dim=5, train_encoder="adapters", encoder_layer_weighting=True
+        )
+    rows = {line[:20].strip(): line.split()[-3:] for line in caplog.text.splitlines()}
+    # 6 adapters: norm 32, down 16·5 + 5, up 5·16 + 16
+    assert rows["encoder adapters"] == [f"{6 * 213:,}", f"{6 * 213:,}", "100.0%"]
+    assert rows["encoder attention"] == [f"{3 * 4 * (16 * 16 + 16):,}", "0", "0.0%"]
+    # pooling 16 + 1 or so, projection 17·6, and the weights of three layers and their input
+    head = sum(p.numel() for p in model.head.parameters())
+    assert rows["outside"] == [str(head + 4), str(head + 4), "100.0%"]
+    total = sum(p.numel() for p in model.parameters())
+    assert rows["total"][0] == f"{total:,}"
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------
+
+
+def test_a_samu_encoder_with_additions_goes_on_in_a_translator(tmp_path):
+    samu, whole = build(
+        SAMU, encoder_adapter_dim=5, encoder_layer_weighting=True, train_encoder="adapters"
+    )
+    randomize(samu).eval()
+    path = save(tmp_path / "samu.pt", samu, whole)
+    # What it has need not be said again, and more can be added.
+    small = {k: v for k, v in TRANSLATOR.items() if k not in SIZES}
+    model, whole = build(
+        small, speech_encoder_path=path, encoder_view="projected", train_encoder="none",
+        decoder_adapter_dim=3,
+    )  # fmt: skip
+    assert whole.model.encoder_adapter_dim == 5 and whole.model.encoder_layer_weighting
+    speech = model.train().encoder(*batch())["speech_out"][0]
+    torch.testing.assert_close(speech, samu.encoder(*batch())["speech_out"][0])
+    # Read through the frozen head, the mixture that it was trained on is frozen too.
+    inside = ("encoder.wav2vec2", "encoder.view")
+    assert not [name for name in trained(model) if name.startswith(inside)]
+    Path(path).unlink()
+    again, _ = build(OmegaConf.to_container(whole.model))
+    again.load_state_dict(model.state_dict())
+    expected = model.eval()(*batch(), TOKENS)[0]
+    torch.testing.assert_close(again.eval()(*batch(), TOKENS)[0], expected)
+
+
+def test_additions_to_a_samu_encoder_that_has_none(tmp_path):
+    samu, whole = build(SAMU)
+    path = save(tmp_path / "samu.pt", randomize(samu).eval(), whole)
+    model, _ = build({"_name": "samu_xlsr"}, speech_encoder_path=path, encoder_adapter_dim=2)
+    expected = samu(*batch())["embedding"]
+    torch.testing.assert_close(model.eval()(*batch())["embedding"], expected)
+    weighted, _ = build(
+        {"_name": "samu_xlsr"}, speech_encoder_path=path, encoder_layer_weighting=True
+    )
+    assert weighted.encoder.wav2vec2.layer_weighting.logits.tolist() == [0.0] * 4
+
+
+def test_a_decoder_goes_on_with_its_adapters_or_gets_new_ones(tmp_path):
+    for saved in ({}, {"decoder_adapter_dim": 3}):
+        old, whole = build(TRANSLATOR, **saved)
+        path = save(tmp_path / "translator.pt", randomize(old).eval(), whole)
+        new, whole = build(TRANSLATOR, text_decoder_path=path, **({} if saved else ADAPTERS))
+        assert whole.model.decoder_adapter_dim == (3 if saved else 4)
+        encoder_out = old.encoder(*batch())
+        expected = old.decoder(TOKENS, encoder_out)[0]
+        torch.testing.assert_close(new.eval().decoder(TOKENS, encoder_out)[0], expected)
+
+
+def test_another_adapter_width_than_the_checkpoints_is_refused(tmp_path):
+    path = save(tmp_path / "samu.pt", *build(SAMU, encoder_adapter_dim=5))
+    with pytest.raises(ValueError, match="--encoder-adapter-dim: the checkpoint has 5, .* says 3"):
+        build({"_name": "samu_xlsr"}, speech_encoder_path=path, encoder_adapter_dim=3)
+
+
+# --- Distributed training -------------------------------------------------------------------------
+
+
+def train_distributed(rank: int, port: int) -> None:
+    """One of two workers: three updates under each choice, with torch's own wrapper."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2
+    )
+    for choice in CHOICES:
+        model = randomize(build(TRANSLATOR, **LIVELY, **choice)[0]).train()
+        frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+        parallel = nn.parallel.DistributedDataParallel(model)
+        chosen = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(chosen, lr=0.01, weight_decay=0.5)
+        wave, lengths = batch()
+        for update in range(3):
+            torch.manual_seed(update)  # fairseq seeds workers alike: they drop the same layers
+            optimizer.zero_grad()
+            logits, extra = parallel(wave * (rank + 1), lengths, TOKENS)
+            ctc = extra["encoder_out"]["ctc_logits"][0]
+            (logits.square().mean() + ctc.square().mean()).backward()
+            optimizer.step()
+        for name, p in model.named_parameters():
+            assert name not in frozen or torch.equal(p, frozen[name]), name
+            both = [torch.empty_like(p) for _ in range(2)]
+            torch.distributed.all_gather(both, p.detach().contiguous())
+            assert torch.equal(*both), f"{name} differs between the workers"
+        # The last wrapper must be gone before the connection it was made with.
+        del parallel
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
+def test_two_workers_wait_for_nothing_that_does_not_train():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=train_distributed, args=(rank, port)) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    assert codes == [0, 0]
