@@ -1,4 +1,4 @@
-r"""Trains a SentencePiece model on manifests and writes it with the fairseq dictionary it needs.
+r"""Writes a SentencePiece model with its fairseq dictionary: trained on manifests, or a published one.
 
     $ python -m data_prep.build_vocab --manifests data/train.tsv --vocab-size 200 --langs en fr \
           --out data
@@ -9,7 +9,14 @@ r"""Trains a SentencePiece model on manifests and writes it with the fairseq dic
 
 The first is what targets are written with, the second what an auxiliary CTC loss spells transcripts
 with. fairseq gives every piece the number that it has in the SentencePiece model, and language tags
-the numbers after them.
+the numbers after them. A decoder that starts from mBART or NLLB needs the numbers of its checkpoint:
+
+    $ python -m data_prep.build_vocab --pretrained mbart-50 \
+          --sentencepiece-model mbart50.pretrained/sentence.bpe.model --out data
+    data/spm.model: 250000 pieces; data/dict.txt: 250050 symbols, 52 of them language tags
+    train with --lang-tag-template '[{}]' --lang-tag-map en=en_XX,…; languages: ar_AR cs_CZ de_DE …
+
+With --prune-to train.tsv only the pieces stay that its target texts need, and the embeddings follow.
 """
 
 from __future__ import annotations
@@ -18,43 +25,16 @@ import argparse
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import sentencepiece
 
-from data_prep.atomic import ReplacedFile
 from data_prep.manifest import read_column
+from data_prep.pretrained_vocab import FAMILIES, adopt_vocab
+from data_prep.vocabulary_files import SPECIAL_SYMBOLS, Vocabulary, write_vocabulary
 
-# The symbols that every fairseq dictionary begins with and that are not in its file.
-SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 # Infixes of the file names for each column.
 COLUMN_INFIX = {"tgt_text": "", "src_text": "_src"}
 MODEL_TYPES = ("bpe", "unigram", "char")
-
-
-class Vocabulary(NamedTuple):
-    """What was written.
-
-    Attributes:
-        model_path: SentencePiece model.
-        dictionary_path: fairseq dictionary.
-        pieces: of the model, the four special symbols included.
-        symbols: lines of the dictionary: pieces without the special symbols, and language tags.
-        tags: the language tags.
-    """
-
-    model_path: Path
-    dictionary_path: Path
-    pieces: int
-    symbols: int
-    tags: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """One line for the terminal."""
-        return (
-            f"{self.model_path}: {self.pieces} pieces; {self.dictionary_path}: {self.symbols} "
-            f"symbols, {len(self.tags)} of them language tags"
-        )
 
 
 def build_vocab(
@@ -104,24 +84,8 @@ def build_vocab(
             raise ValueError(f"expected language tags unlike all text, found the piece {tag!r}")
     symbols.extend(tags)
 
-    infix = COLUMN_INFIX[column]
-    model_file = ReplacedFile(out_dir / f"spm{infix}.model")
-    dictionary_file = ReplacedFile(out_dir / f"dict{infix}.txt")
-    try:
-        model_file.temporary.write_bytes(serialized)
-        lines = "".join(f"{symbol} 1\n" for symbol in symbols)
-        dictionary_file.temporary.write_bytes(lines.encode())
-        # A piece that fairseq would read back as another symbol must not go unnoticed.
-        if load_dictionary(dictionary_file.temporary) != pieces + list(tags):
-            raise ValueError("the dictionary does not read back with the numbers of the model")
-        # Whenever a run is killed, a dictionary that is there belongs to the model.
-        dictionary_file.path.unlink(missing_ok=True)
-        model_file.commit()
-        dictionary_file.commit()
-    finally:
-        model_file.discard()
-        dictionary_file.discard()
-    return Vocabulary(model_file.path, dictionary_file.path, len(pieces), len(symbols), tags)
+    paths = write_vocabulary(out_dir, COLUMN_INFIX[column], serialized, symbols)
+    return Vocabulary(*paths, len(pieces), len(symbols), tags)
 
 
 def language_tags(
@@ -182,15 +146,6 @@ def train_sentencepiece(texts: Iterable[str], model_type: str, vocab_size: int) 
     return buffer.getvalue()
 
 
-def load_dictionary(path: Path) -> list[str]:
-    """Reads a dictionary as fairseq does; the index in the result is fairseq's number."""
-    symbols = list(SPECIAL_SYMBOLS)
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            symbols.append(line.rstrip().rsplit(" ", 1)[0])
-    return symbols
-
-
 def parse_tag_map(text: str) -> dict[str, str]:
     """Reads "fr=fr_XX,en=en_XX".
 
@@ -217,10 +172,28 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--manifests",
         nargs="+",
-        required=True,
         type=Path,
         metavar="TSV",
         help="manifests of the training data",
+    )
+    add(
+        "--pretrained",
+        choices=list(FAMILIES),
+        help="take the vocabulary of a published model instead of training one",
+    )
+    add(
+        "--sentencepiece-model",
+        type=Path,
+        metavar="FILE",
+        help="the SentencePiece model published with it, such as sentence.bpe.model",
+    )
+    add(
+        "--prune-to",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="TSV",
+        help="manifests: keep only the pieces of their tgt_text of a published vocabulary",
     )
     add("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     add(
@@ -257,20 +230,38 @@ def main() -> None:
     """Runs the command."""
     parser = build_parser()
     options = parser.parse_args()
+    if (options.manifests is None) == (options.pretrained is None):
+        parser.error("expected either --manifests, to train on, or --pretrained")
+    if (options.pretrained is None) != (options.sentencepiece_model is None):
+        parser.error("expected --pretrained and --sentencepiece-model together")
+    if options.prune_to and options.pretrained is None:
+        parser.error("--prune-to is for the vocabulary of a --pretrained model")
     try:
-        vocabulary = build_vocab(
-            options.manifests,
-            options.out,
-            options.column,
-            options.model_type,
-            options.vocab_size,
-            options.langs,
-            options.lang_tag_template,
-            parse_tag_map(options.lang_tag_map),
-        )
+        if options.pretrained is not None:
+            vocabulary = adopt_vocab(
+                options.sentencepiece_model, options.pretrained, options.out, options.prune_to
+            )
+        else:
+            vocabulary = build_vocab(
+                options.manifests,
+                options.out,
+                options.column,
+                options.model_type,
+                options.vocab_size,
+                options.langs,
+                options.lang_tag_template,
+                parse_tag_map(options.lang_tag_map),
+            )
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     print(vocabulary)
+    if options.pretrained is not None:
+        langs, template, _ = FAMILIES[options.pretrained]
+        english = "en_XX" if "en_XX" in langs else "eng_Latn"
+        print(
+            f"train with --lang-tag-template '{template}' --lang-tag-map en={english},…; languages: "
+            + " ".join(langs)
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sentencepiece
 from fairseq.data import Dictionary
 
 from data_prep import build_vocab as module
+from data_prep import vocabulary_files
 from data_prep.build_vocab import build_vocab, language_tags, parse_tag_map
 from data_prep.manifest import ManifestRow, ManifestWriter
 
@@ -120,7 +121,7 @@ def test_no_text_at_all(tmp_path):
 
 def test_a_dictionary_that_reads_back_wrongly_is_not_kept(manifest, tmp_path, monkeypatch):
     (tmp_path / "dict.txt").write_text("old")
-    monkeypatch.setattr(module, "load_dictionary", lambda path: [])
+    monkeypatch.setattr(vocabulary_files, "load_dictionary", lambda path: [])
     with pytest.raises(ValueError, match="does not read back"):
         build_vocab([manifest], tmp_path, vocab_size=80)
     assert (tmp_path / "dict.txt").read_text() == "old"

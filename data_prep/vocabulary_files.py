@@ -1,0 +1,104 @@
+"""Writes a SentencePiece model and the fairseq dictionary that belongs to it, both or neither."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.atomic import ReplacedFile
+
+# The symbols that every fairseq dictionary begins with and that are not in its file.
+SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+class Vocabulary(NamedTuple):
+    """What was written.
+
+    Attributes:
+        model_path: SentencePiece model.
+        dictionary_path: fairseq dictionary.
+        pieces: of the model, the special symbols included.
+        symbols: lines of the dictionary: pieces without the special symbols, and language tags.
+        tags: the language tags.
+    """
+
+    model_path: Path
+    dictionary_path: Path
+    pieces: int
+    symbols: int
+    tags: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        return (
+            f"{self.model_path}: {self.pieces} pieces; {self.dictionary_path}: {self.symbols} "
+            f"symbols, {len(self.tags)} of them language tags"
+        )
+
+
+class KeptRows(NamedTuple):
+    """Rows of a checkpoint's embedding that a pruned dictionary keeps.
+
+    Attributes:
+        rows: row of every symbol, the special ones included.
+        of: rows of the whole embedding.
+    """
+
+    rows: list[int]
+    of: int
+
+
+def write_vocabulary(
+    out_dir: Path, infix: str, model: bytes, symbols: Sequence[str], kept: KeptRows | None = None
+) -> tuple[Path, Path]:
+    """Writes `spm<infix>.model` and `dict<infix>.txt`, for a pruned dictionary `dict<infix>.rows.json`.
+
+    Args:
+        out_dir: folder to write to.
+        infix: in the names of the files.
+        model: the SentencePiece model.
+        symbols: of the dictionary, without the special ones.
+        kept: which rows of a checkpoint's embedding the symbols have; None for all, as they come.
+
+    Returns:
+        Paths of model and dictionary.
+
+    Raises:
+        ValueError: a symbol that fairseq would read back as another.
+    """
+    model_file = ReplacedFile(out_dir / f"spm{infix}.model")
+    dictionary_file = ReplacedFile(out_dir / f"dict{infix}.txt")
+    rows_file = ReplacedFile(out_dir / f"dict{infix}.rows.json")
+    try:
+        model_file.temporary.write_bytes(model)
+        lines = "".join(f"{symbol} 1\n" for symbol in symbols).encode()
+        dictionary_file.temporary.write_bytes(lines)
+        # A piece that fairseq would read back as another symbol must not go unnoticed.
+        if load_dictionary(dictionary_file.temporary) != [*SPECIAL_SYMBOLS, *symbols]:
+            raise ValueError("the dictionary does not read back with the numbers of the model")
+        # Whenever a run is killed, a dictionary that is there belongs to the other files.
+        dictionary_file.path.unlink(missing_ok=True)
+        rows_file.path.unlink(missing_ok=True)
+        if kept is not None:
+            digest = hashlib.sha256(lines).hexdigest()
+            content = {"dictionary_sha256": digest, "checkpoint_rows": kept.of, "rows": kept.rows}
+            rows_file.temporary.write_text(json.dumps(content), encoding="utf-8")
+            rows_file.commit()
+        model_file.commit()
+        dictionary_file.commit()
+    finally:
+        for file in (model_file, dictionary_file, rows_file):
+            file.discard()
+    return model_file.path, dictionary_file.path
+
+
+def load_dictionary(path: Path) -> list[str]:
+    """Reads a dictionary as fairseq does; the index in the result is fairseq's number."""
+    symbols = list(SPECIAL_SYMBOLS)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            symbols.append(line.rstrip().rsplit(" ", 1)[0])
+    return symbols
