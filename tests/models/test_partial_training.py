@@ -294,6 +294,14 @@ def test_what_trains_gets_gradients_and_moves_and_nothing_else(choice, layerdrop
         assert "encoder.wav2vec2.encoder.layers.0.attention_adapter.up.weight" in moved
 
 
+def test_the_adapter_variant_of_samu_trains_adapters_and_head():
+    model, _ = build(SAMU, encoder_adapter_dim=256, train_encoder="adapters")
+    names = trained(model)
+    adapters = {n for n in names if "_adapter." in n}
+    assert names - adapters == {f"head.{name}" for name, _ in model.head.named_parameters()}
+    assert len(adapters) == 3 * 2 * 6
+
+
 def test_a_frozen_network_computes_as_in_evaluation():
     model = build(TRANSLATOR, **LIVELY, train_encoder=" none", train_decoder="none")[0].train()
     assert model.encoder.training and not model.encoder.wav2vec2.training
