@@ -19,8 +19,8 @@ occurs in training text, in whatever language, of whatever size or seed. To writ
     dev.es-en.en   dev.fr-en.en   test.es-en.en   test.fr-en.en   train.es-en.en   train.fr-en.en
     dev.es-en.es   dev.fr-en.fr   test.es-en.es   test.fr-en.fr   train.es-en.es   train.fr-en.fr
 
-Line i of `train.es-en.en` translates line i of `train.es-en.es`; the sentences of `es` and `fr` are
-other ones.
+Line i of `train.es-en.en` translates line i of `train.es-en.es`. In training the sentences of `es` and
+`fr` are other ones; dev and test say the same in all languages, so that their scores can be compared.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ def _starts_with_vowel(phrase: str) -> bool:
 def write_texts(
     out_dir: Path, sources: Sequence[str], target: str, sizes: dict[str, int], seed: int = 1
 ) -> None:
-    """Writes `{split}.{source}-{target}.{language}`, other sentences for every source language.
+    """Writes `{split}.{source}-{target}.{language}`, in training other sentences for every source language.
 
     Args:
         out_dir: folder to write to.
@@ -330,7 +330,7 @@ def write_texts(
     out_dir.mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
         for source in sources:
-            meanings = draw_meanings(split, size, source, seed)
+            meanings = draw_meanings(split, size, source if split == "train" else "", seed)
             for language in (source, target):
                 path = out_dir / f"{split}.{source}-{target}.{language}"
                 lines = [say(meaning, language) + "\n" for meaning in meanings]
