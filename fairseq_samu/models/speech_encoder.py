@@ -16,7 +16,8 @@ from fairseq_samu.modules.encoder_view import FeatureNoise
 from fairseq_samu.modules.layer_weighting import LayerWeighting
 from fairseq_samu.modules.sentence_head import POOLINGS, SentenceHead
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
-from fairseq_samu.pretrained.wav2vec2 import ARCHITECTURE, Wav2VecCheckpoint, load_wav2vec2
+from fairseq_samu.pretrained.speech_encoder import load_speech_encoder
+from fairseq_samu.pretrained.wav2vec2 import ARCHITECTURE, Wav2VecCheckpoint
 
 EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm"])
 FEATURES = ChoiceEnum(["waveform", "log_mel"])
@@ -29,9 +30,9 @@ class SpeechEncoderConfig(FairseqDataclass):
     speech_encoder_path: Optional[str] = field(
         default=None,
         metadata={
-            "help": "checkpoint to start the encoder from: fairseq's of wav2vec 2.0 or XLS-R, or one of "
-            "samu_xlsr, with its sentence head; sizes come from it, and to translate with the result it is "
-            "not needed"
+            "help": "what to start the encoder from: fairseq's checkpoint of wav2vec 2.0 or XLS-R, a folder "
+            "of Hugging Face's, or a checkpoint of samu_xlsr, with its sentence head; sizes come from it, "
+            "and to translate with the result it is not needed"
         },
     )
     encoder_features: FEATURES = field(  # type: ignore[valid-type]
@@ -273,7 +274,7 @@ def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
         frames.train_only(cfg.train_encoder)
         return frames, None
     path = cfg.speech_encoder_path
-    checkpoint = load_wav2vec2(path)
+    checkpoint = load_speech_encoder(path)
     _check_normalization(cfg, checkpoint)
     _adopt_sizes(cfg, checkpoint)
     frames = _new_frames(cfg)

@@ -31,7 +31,7 @@ def read_config(folder: str) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected the configuration of a model, found no file")
-    return _read_object(path)
+    return read_object(path)
 
 
 def read_weights(folder: str, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def read_weights(folder: str, wanted: Callable[[str], bool]) -> dict[str, Tensor
         if path.is_file():
             files = [path]
         elif index.is_file():
-            shards = _read_object(index)["weight_map"]
+            shards = read_object(index)["weight_map"]
             files = [Path(folder) / shard for shard in sorted({*shards.values()})]
         else:
             continue
@@ -65,7 +65,8 @@ def read_weights(folder: str, wanted: Callable[[str], bool]) -> dict[str, Tensor
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; anything else is a ``ValueError``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
