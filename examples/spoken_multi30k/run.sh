@@ -109,4 +109,8 @@ for split in test test_unseen_voices; do
     done
     python -m fairseq_samu.zero_shot report --data "$data" --split "$split" --seen de,fr \
         --out "$out/scores/$split" --baseline de_fr_ctc_only "${given[@]}"
+    python -m fairseq_samu.embed --path "$out/samu/checkpoint_last.pt" --name samu --data "$data" \
+        --splits "$split" $device
+    python -m fairseq_samu.retrieval_matrix --manifest "$data/$split.tsv" --speech samu --against text \
+        --teacher teacher teacher-tgt --out "$out/retrieval/$split"
 done
