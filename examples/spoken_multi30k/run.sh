@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Speak, train, translate, score. Steps whose output is there are not repeated.
-#   examples/spoken_multi30k/run.sh MULTI30K OUT [cpu|gpu]
-# MULTI30K is the folder of {train,val,test_2016_flickr}.{de,fr,cs,en}, plain or .gz.
+#   examples/spoken_multi30k/run.sh MULTI30K OUT [cpu|gpu] [main|all]
+# MULTI30K is the folder of {train,val,test_2016_flickr}.{de,fr,cs,en}, plain or .gz. "all" adds to SAMU and
+# its baseline a translator that has Czech translations too, and two that read SAMU's encoder otherwise.
 set -euo pipefail
 multi30k=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
 size=${3:-cpu}
+which=${4:-main}
 here=$(cd "$(dirname "$0")" && pwd)
 user_dir=$here/../../fairseq_samu
 data=$out/data
@@ -19,6 +21,12 @@ case $size in
     gpu)
         ctc_updates=10000 samu_updates=20000 jobs=1 device= ;;
     *) echo "expected cpu or gpu, found $size" >&2; exit 1 ;;
+esac
+systems=(de_fr_samu de_fr_ctc_only)
+case $which in
+    main) ;;
+    all) systems+=(topline de_fr_hidden de_fr_pooled) ;;
+    *) echo "expected main or all, found $which" >&2; exit 1 ;;
 esac
 
 # --- Data ---
@@ -87,14 +95,15 @@ finish
 
 beside translator de_fr_samu samu projected 0.7 de,fr
 beside translator de_fr_ctc_only ctc_only hidden 0 de,fr
-beside translator topline samu projected 0.7 de,fr,cs
-beside translator de_fr_hidden samu hidden 0 de,fr
-beside translator de_fr_pooled samu pooled 0 de,fr
+if [ "$which" = all ]; then
+    beside translator topline samu projected 0.7 de,fr,cs
+    beside translator de_fr_hidden samu hidden 0 de,fr
+    beside translator de_fr_pooled samu pooled 0 de,fr
+fi
 finish
 
 # --- Scores ---
 
-systems=(de_fr_samu de_fr_ctc_only topline de_fr_hidden de_fr_pooled)
 for split in test test_unseen_voices; do
     given=()
     for name in "${systems[@]}"; do
@@ -108,7 +117,7 @@ for split in test test_unseen_voices; do
         given+=(--system "$name=$generated")
     done
     python -m fairseq_samu.zero_shot report --data "$data" --split "$split" --seen de,fr \
-        --out "$out/scores/$split" --baseline de_fr_ctc_only "${given[@]}"
+        --resamples 300 --out "$out/scores/$split" --baseline de_fr_ctc_only "${given[@]}"
     python -m fairseq_samu.embed --path "$out/samu/checkpoint_last.pt" --name samu --data "$data" \
         --splits "$split" $device
     python -m fairseq_samu.retrieval_matrix --manifest "$data/$split.tsv" --speech samu --against text \
