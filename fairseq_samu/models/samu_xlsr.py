@@ -7,6 +7,7 @@ from fairseq.data import Dictionary
 from fairseq.models import register_model
 from torch import Tensor, nn
 
+from fairseq_samu.models.from_pretrained import load_trained
 from fairseq_samu.models.recorded_model import (
     RecordedModel,
     agree_with_task,
@@ -51,6 +52,21 @@ class SamuXlsrModel(RecordedModel):
         self.head = head
         if transcript_dictionary is not None:
             self.register_vocabulary("transcript_vocabulary_version", transcript_dictionary)
+
+    @classmethod
+    def from_pretrained(cls, path: str) -> tuple["SamuXlsrModel", Any]:
+        """Load a trained encoder; nothing but its checkpoint is needed.
+
+        Args:
+            path: the checkpoint.
+
+        Returns:
+            The model, in evaluation mode, and its task, without vocabularies.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``fairseq_samu.models.from_pretrained.load_trained``.
+        """
+        return load_trained(path, "samu_xlsr", None)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "SamuXlsrModel":

@@ -13,6 +13,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from fairseq_samu import compat
+from fairseq_samu.models.from_pretrained import load_trained
 from fairseq_samu.models.pretrained_decoder import adopt_text_decoder, load_weights
 from fairseq_samu.models.recorded_model import (
     RecordedModel,
@@ -249,6 +250,22 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         self.register_vocabulary("vocabulary_version", target_dictionary)
         if transcript_dictionary is not None:
             self.register_vocabulary("transcript_vocabulary_version", transcript_dictionary)
+
+    @classmethod
+    def from_pretrained(cls, path: str, data: str) -> tuple["XlsrMbartStModel", Any]:
+        """Load a trained translator, whatever became of the files its training started from.
+
+        Args:
+            path: the checkpoint.
+            data: folder of the vocabularies it was trained with.
+
+        Returns:
+            The model, in evaluation mode, and its task.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``fairseq_samu.models.from_pretrained.load_trained``.
+        """
+        return load_trained(path, "xlsr_mbart_st", data)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "XlsrMbartStModel":
