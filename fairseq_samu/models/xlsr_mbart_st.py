@@ -288,7 +288,7 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
                 "(--dictionary, --sentencepiece-model)"
             )
         agree_with_task(cfg, task)
-        pretrained = adopt_text_decoder(cfg, XlsrMbartStConfig(), task.target_dictionary)
+        pretrained = adopt_text_decoder(cfg, XlsrMbartStConfig(), task)
         frames, head = build_speech_frames(cfg)
         transcripts: Dictionary | None = None
         ctc_head: nn.Linear | None = None

@@ -1,6 +1,7 @@
 """Text decoders of fairseq and Hugging Face, read and compared with the models that wrote them."""
 
 import json
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fairseq.models.bart.model import BARTModel, mbart_large_architecture
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from data_prep.vocabulary_files import KeptRows, write_vocabulary
 from fairseq_samu.models.pretrained_decoder import adopt_text_decoder, load_weights
 from fairseq_samu.models.xlsr_mbart_st import XlsrMbartStConfig, XlsrMbartStModel, _build_decoder
 from fairseq_samu.pretrained import text_decoder
@@ -43,10 +45,18 @@ def make_cfg(path: Any, **given: Any) -> Any:
     return options
 
 
+def make_task(dictionary: Dictionary, data: Any = "nowhere") -> Any:
+    return Namespace(
+        target_dictionary=dictionary, transcript_dictionary=None, input_normalization="utterance",
+        tag_settings={},
+        cfg=Namespace(max_target_positions=20, data=str(data), dictionary="dict.txt"),
+    )  # fmt: skip
+
+
 def our_decoder(path: Any, symbols: int = VOCABULARY, **given: Any) -> Any:
     cfg = make_cfg(path, **given)
     dictionary = make_dictionary(symbols)
-    checkpoint = adopt_text_decoder(cfg, XlsrMbartStConfig(), dictionary)
+    checkpoint = adopt_text_decoder(cfg, XlsrMbartStConfig(), make_task(dictionary))
     assert checkpoint is not None and cfg.text_decoder_path is None
     decoder = _build_decoder(cfg, dictionary)
     load_weights(decoder, checkpoint)
@@ -189,7 +199,7 @@ def test_published_shapes_fit(
     )
     cfg = make_cfg(tmp_path, max_target_positions=1024)
     dictionary = make_dictionary(symbols)
-    checkpoint = adopt_text_decoder(cfg, XlsrMbartStConfig(), dictionary)
+    checkpoint = adopt_text_decoder(cfg, XlsrMbartStConfig(), make_task(dictionary))
     assert checkpoint is not None and checkpoint.max_target_positions == 1024
     with torch.device("meta"):
         decoder = _build_decoder(cfg, dictionary)
@@ -303,7 +313,7 @@ def test_options_that_contradict_the_checkpoint(
 ) -> None:
     cfg = make_cfg(save_mbart(tmp_path / "model.pt"), **given)
     with pytest.raises(ValueError, match=message) as raised:
-        adopt_text_decoder(cfg, XlsrMbartStConfig(), make_dictionary())
+        adopt_text_decoder(cfg, XlsrMbartStConfig(), make_task(make_dictionary()))
     assert str(tmp_path / "model.pt") in str(raised.value)
 
 
@@ -311,7 +321,7 @@ def test_a_choice_that_contradicts_the_checkpoint(tmp_path: Path) -> None:
     path = save_mbart(tmp_path / "model.pt", activation_fn="relu", decoder_learned_pos=False)
     cfg = make_cfg(path, decoder_activation_fn="gelu", decoder_learned_pos=True)
     with pytest.raises(ValueError) as raised:
-        adopt_text_decoder(cfg, XlsrMbartStConfig(), make_dictionary())
+        adopt_text_decoder(cfg, XlsrMbartStConfig(), make_task(make_dictionary()))
     assert "--decoder-activation-fn: the checkpoint has relu, the option says gelu" in str(
         raised.value
     )
@@ -323,9 +333,55 @@ def test_a_choice_that_contradicts_the_checkpoint(tmp_path: Path) -> None:
 def test_the_dictionary_has_a_symbol_for_every_row(tmp_path: Path) -> None:
     cfg = make_cfg(save_mbart(tmp_path / "model.pt"))
     with pytest.raises(
-        ValueError, match=r"rows, 37; the dictionary has 35\. .*build_vocab --pretrained"
+        ValueError, match=r"rows, 37; nowhere/dict.txt has 35\. .*build_vocab --pretrained"
     ):
-        adopt_text_decoder(cfg, XlsrMbartStConfig(), make_dictionary(35))
+        adopt_text_decoder(cfg, XlsrMbartStConfig(), make_task(make_dictionary(35)))
+
+
+# --- Pruned vocabularies --------------------------------------------------------------------------
+
+
+ROWS = [0, 1, 2, 3, 9, 5, 20, 36]
+
+
+def pruned_task(folder: Path, whole: int = VOCABULARY) -> Any:
+    """A dictionary of some symbols of ``make_dictionary``, with the rows that it keeps."""
+    everything, dictionary = make_dictionary(), Dictionary()
+    for row in ROWS[4:]:
+        dictionary.add_symbol(everything[row])
+    write_vocabulary(folder, "", b"", dictionary.symbols[4:], KeptRows(ROWS, whole))
+    return make_task(dictionary, folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_follow_a_pruned_dictionary(
+    tmp_path: Path, tied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    variant = {} if tied else {"share_all_embeddings": False}
+    path = save_mbart(tmp_path / "model.pt", **variant)
+    whole, cfg, task = our_decoder(path), make_cfg(path), pruned_task(tmp_path)
+    with caplog.at_level(logging.INFO):
+        checkpoint = adopt_text_decoder(cfg, XlsrMbartStConfig(), task)
+    saved = "696" if tied else "1,392"  # 29 rows of 24 numbers, in one table or two
+    assert f"kept 8 of 37 embeddings, {saved} parameters less" in caplog.text
+    decoder = _build_decoder(cfg, task.target_dictionary).eval()
+    assert checkpoint is not None
+    load_weights(decoder, checkpoint)
+    tokens, states, mask = batch(24, len(ROWS))
+    theirs = logits_of(whole, torch.tensor(ROWS)[tokens], states, mask)[..., ROWS]
+    assert_same(logits_of(decoder, tokens, states, mask), theirs, tokens)
+
+
+def test_rows_of_another_dictionary_or_checkpoint_are_refused(tmp_path: Path) -> None:
+    path = save_mbart(tmp_path / "model.pt")
+    task = pruned_task(tmp_path, whole=40)
+    with pytest.raises(ValueError, match=r"rows, 37; \S+dict.txt has 8, pruned from 40"):
+        adopt_text_decoder(make_cfg(path), XlsrMbartStConfig(), task)
+    pruned_task(tmp_path)
+    with open(tmp_path / "dict.txt", "a", encoding="utf-8") as file:
+        file.write("another 1\n")
+    with pytest.raises(ValueError, match="rows.json: expected to be written together with"):
+        adopt_text_decoder(make_cfg(path), XlsrMbartStConfig(), task)
 
 
 @pytest.mark.parametrize(
@@ -361,11 +417,7 @@ def build(path: Any, dictionary: Dictionary) -> tuple[XlsrMbartStModel, Any]:
     whole = OmegaConf.create({})
     whole.model = cfg
     whole.model.input_normalization = "utterance"
-    task = Namespace(
-        target_dictionary=dictionary, transcript_dictionary=None, input_normalization="utterance",
-        tag_settings={}, cfg=Namespace(max_target_positions=20),
-    )  # fmt: skip
-    return XlsrMbartStModel.build_model(whole.model, task), whole.model
+    return XlsrMbartStModel.build_model(whole.model, make_task(dictionary)), whole.model
 
 
 def test_our_checkpoint_needs_the_file_no_more_and_starts_another(tmp_path: Path) -> None:
