@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from data_prep.vocabulary_files import KeptRows, write_vocabulary
+from fairseq_samu import compat
 from fairseq_samu.models.pretrained_decoder import adopt_text_decoder, load_weights
 from fairseq_samu.models.xlsr_mbart_st import XlsrMbartStConfig, XlsrMbartStModel, _build_decoder
 from fairseq_samu.pretrained import text_decoder
@@ -357,8 +358,9 @@ def pruned_task(folder: Path, whole: int = VOCABULARY) -> Any:
 def test_embeddings_follow_a_pruned_dictionary(
     tmp_path: Path, tied: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    variant = {} if tied else {"share_all_embeddings": False}
-    path = save_mbart(tmp_path / "model.pt", **variant)
+    path = save_mbart(
+        tmp_path / "model.pt", share_all_embeddings=tied, share_decoder_input_output_embed=tied
+    )
     whole, cfg, task = our_decoder(path), make_cfg(path), pruned_task(tmp_path)
     with caplog.at_level(logging.INFO):
         checkpoint = adopt_text_decoder(cfg, XlsrMbartStConfig(), task)
@@ -398,7 +400,7 @@ def test_rows_of_another_dictionary_or_checkpoint_are_refused(tmp_path: Path) ->
 )
 def test_what_is_no_such_decoder_is_refused(tmp_path: Path, change: Any, message: str) -> None:
     path = save_mbart(tmp_path / "model.pt")
-    state = torch.load(path, **({"weights_only": False} if torch.__version__ >= "2" else {}))
+    state = compat.load_checkpoint(str(path))
     change(state)
     torch.save(state, path)
     with pytest.raises(ValueError, match=message) as raised:
