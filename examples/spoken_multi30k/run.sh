@@ -53,15 +53,18 @@ python -m data_prep.embed_text --manifests "$data"/{train,dev,test,test_unseen_v
 python -m data_prep.embed_text --manifests "$data"/{test,test_unseen_voices}.tsv --model "$out/teacher" \
     --column tgt_text
 
-# --- Training: an interrupted run goes on from its last checkpoint, a finished one ends at once ---
+# --- Training: an interrupted run goes on from its last checkpoint ---
 
 train() {  # NAME CONFIG OVERRIDES
     local name=$1 config=$2
     shift 2
+    # fairseq, called again, would take one more update and validate again.
+    [ ! -f "$out/$name/finished" ] || return 0
     echo "== $name: see $out/log/$name.txt"
     fairseq-hydra-train --config-dir "$here/$size" --config-name "$config" task.data="$data" \
         common.user_dir="$user_dir" checkpoint.save_dir="$out/$name" hydra.run.dir="$out/log/$name" \
         "$@" >> "$out/log/$name.txt" 2>&1
+    touch "$out/$name/finished"
 }
 
 encoder() {  # NAME UPDATES WEIGHT_OF_DISTANCE WEIGHT_OF_CTC OVERRIDES
