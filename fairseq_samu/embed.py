@@ -24,20 +24,16 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 import torch
-from fairseq.checkpoint_utils import load_model_ensemble_and_task
-from fairseq.dataclass.utils import merge_with_parent
-from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from numpy.typing import NDArray
-from omegaconf import OmegaConf, open_dict
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data_prep.embed_text import default_teacher_name, vectors_name
 from data_prep.vector_files import VectorFiles, row_hash
-from fairseq_samu import compat
 from fairseq_samu.data.audio import AudioError
 from fairseq_samu.data.manifest_index import ManifestError
-from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
+from fairseq_samu.models import SamuXlsrModel
+from fairseq_samu.tasks import SpeechToTextSamuTask
 from fairseq_samu.utterances import AUDIO_COLUMN, Utterances, open_files, open_manifest, read_list
 
 #: Bytes of a checkpoint hashed at a time.
@@ -99,33 +95,12 @@ def load_encoder(
         OSError: the file cannot be read.
         ValueError: it is no checkpoint of ``samu_xlsr``.
     """
-    state = compat.load_checkpoint(str(path))
-    if not state.get("cfg") or "model" not in state:
-        raise ValueError(
-            f"{path}: expected a checkpoint of samu_xlsr, found no cfg and model in it"
-        )
-    cfg = state["cfg"] = OmegaConf.create(state["cfg"])
-    name = cfg.model.get("_name") if cfg.get("model") is not None else None
-    if ARCH_MODEL_NAME_REGISTRY.get(name, name) != "samu_xlsr":
-        raise ValueError(f"{path}: expected a checkpoint of samu_xlsr, found one of {name}")
-    task = _task_without_text(cfg, max_samples)
-    # Given state and task, fairseq reads no file.
-    models, _ = load_model_ensemble_and_task([str(path)], task=task, state=state)[:2]
-    model = models[0].eval()
+    model, task = SamuXlsrModel.from_pretrained(str(path))
+    if max_samples is not None:
+        task.cfg.max_source_positions = max_samples
     model = (model.half() if fp16 else model).to(device)
     sha256 = _file_sha256(path)
     return Encoder(model, task, path.name, sha256, model.head.projection.out_features)
-
-
-def _task_without_text(cfg: Any, max_samples: Optional[int]) -> SpeechToTextSamuTask:
-    """The task of training without its folder: no vocabularies, no teacher."""
-    task_cfg = merge_with_parent(SpeechToTextSamuConfig(), cfg.task, True)
-    with open_dict(task_cfg):
-        task_cfg.update({"teacher": None, "audio_root": None, "eval_bleu": False})
-        if max_samples is not None:
-            task_cfg.max_source_positions = max_samples
-    nothing: Any = None
-    return SpeechToTextSamuTask(task_cfg, nothing, nothing, None)
 
 
 def _file_sha256(path: Path) -> str:

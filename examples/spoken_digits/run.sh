@@ -16,7 +16,7 @@ if [ ! -f "$out/data/dict_src.txt" ]; then
         --model-type char --vocab-size 32 --out "$out/data"
 fi
 
-# A run that was interrupted goes on from its last checkpoint; one that has finished ends at once.
+# A run that was interrupted goes on from its last checkpoint; one that has finished ends after one more update.
 fairseq-hydra-train --config-dir "$here" --config-name spoken_digits task.data="$out/data" \
     common.user_dir="$user_dir" checkpoint.save_dir="$out/checkpoints" hydra.run.dir="$out/train"
 
