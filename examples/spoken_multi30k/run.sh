@@ -17,7 +17,7 @@ mkdir -p "$out/log"
 case $size in
     cpu)  # the two encoders that are compared, and two translators, train side by side
         export OMP_NUM_THREADS=1
-        ctc_updates=1600 samu_updates=2100 jobs=2 device=--cpu ;;
+        ctc_updates=1600 samu_updates=2800 jobs=2 device=--cpu ;;
     gpu)
         ctc_updates=10000 samu_updates=20000 jobs=1 device= ;;
     *) echo "expected cpu or gpu, found $size" >&2; exit 1 ;;
@@ -61,9 +61,10 @@ train() {  # NAME CONFIG OVERRIDES
     # fairseq, called again, would take one more update and validate again.
     [ ! -f "$out/$name/finished" ] || return 0
     echo "== $name: see $out/log/$name.txt"
-    fairseq-hydra-train --config-dir "$here/$size" --config-name "$config" task.data="$data" \
+    local TIMEFORMAT="$name: %R s by the clock, %U s of CPU"
+    { time fairseq-hydra-train --config-dir "$here/$size" --config-name "$config" task.data="$data" \
         common.user_dir="$user_dir" checkpoint.save_dir="$out/$name" hydra.run.dir="$out/log/$name" \
-        "$@" >> "$out/log/$name.txt" 2>&1
+        "$@" >> "$out/log/$name.txt" 2>&1; } 2>> "$out/log/times.txt"
     touch "$out/$name/finished"
 }
 
@@ -107,18 +108,28 @@ finish
 
 # --- Scores ---
 
+generated() {  # SPLIT NAME
+    echo "$out/$2/generate-$1.txt"
+}
+
+generate() {  # SPLIT NAME
+    local to
+    to=$(generated "$1" "$2")
+    [ ! -f "$to" ] || return 0
+    fairseq-generate "$data" --user-dir "$user_dir" --task speech_to_text_samu $device \
+        --gen-subset "$1" --path "$out/$2/checkpoint_best.pt" --beam 5 --max-len-b 60 \
+        --max-tokens 2400000 --scoring sacrebleu --no-progress-bar > "$to.part"
+    mv "$to.part" "$to"
+}
+
+for split in test test_unseen_voices; do
+    for name in "${systems[@]}"; do beside generate "$split" "$name"; done
+done
+finish
+
 for split in test test_unseen_voices; do
     given=()
-    for name in "${systems[@]}"; do
-        generated=$out/$name/generate-$split.txt
-        if [ ! -f "$generated" ]; then
-            fairseq-generate "$data" --user-dir "$user_dir" --task speech_to_text_samu $device \
-                --gen-subset "$split" --path "$out/$name/checkpoint_best.pt" --beam 5 --max-len-b 60 \
-                --max-tokens 2400000 --scoring sacrebleu --no-progress-bar > "$generated.part"
-            mv "$generated.part" "$generated"
-        fi
-        given+=(--system "$name=$generated")
-    done
+    for name in "${systems[@]}"; do given+=(--system "$name=$(generated "$split" "$name")"); done
     python -m fairseq_samu.zero_shot report --data "$data" --split "$split" --seen de,fr \
         --resamples 300 --out "$out/scores/$split" --baseline de_fr_ctc_only "${given[@]}"
     python -m fairseq_samu.embed --path "$out/samu/checkpoint_last.pt" --name samu --data "$data" \
