@@ -47,7 +47,7 @@ setup(
         "espeak": ESPEAK,
         "plot": PLOT,
         "demo": DEMO,
-        "dev": [*DEMO, "mypy", "pre-commit", "pytest", "ruff"],
+        "dev": [*DEMO, "faiss-cpu", "mypy", "pre-commit", "pytest", "ruff"],
     },
     zip_safe=False,
     classifiers=[
