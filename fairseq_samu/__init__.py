@@ -1,8 +1,8 @@
 """Semantically aligned speech encoders and speech translation for fairseq.
 
 Give this folder to any fairseq command as ``--user-dir``. Importing the package registers the task, the
-models and the criterions explicitly: fairseq scans ``tasks/`` and ``models/`` only when it is the first
-to import a user directory, and never scans ``criterions/``.
+models, the criterions and the optimiser explicitly: fairseq scans ``tasks/`` and ``models/`` only when it
+is the first to import a user directory, and never scans the others.
 """
 
 import logging
@@ -15,7 +15,7 @@ from fairseq_samu import compat
 
 compat.apply()
 
-from fairseq_samu import criterions, models, scoring, tasks  # noqa: E402,F401  (register on import)
+from fairseq_samu import criterions, models, optim, scoring, tasks  # noqa: E402,F401  (register on import)
 
 __version__ = "0.1.0"
 

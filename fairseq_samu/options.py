@@ -1,10 +1,10 @@
 """Lists the plugin's options, which ``fairseq-train --help`` leaves out.
 
     python -m fairseq_samu.options                  # everything
-    python -m fairseq_samu.options xlsr_mbart_st    # one task, model or criterion
+    python -m fairseq_samu.options xlsr_mbart_st    # one task, model, criterion or optimiser
 
-On the command line of fairseq they are written as shown; in YAML they stand under ``task``, ``model``
-and ``criterion`` with underscores.
+On the command line of fairseq they are written as shown; in YAML they stand under ``task``, ``model``,
+``criterion`` and ``optimizer`` with underscores.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from fairseq_samu.criterions import LabelSmoothedNllConfig, MseToLabseConfig
 from fairseq_samu.models import SamuXlsrConfig, XlsrMbartStConfig
+from fairseq_samu.optim import GroupedAdamConfig
 from fairseq_samu.tasks import SpeechToTextSamuConfig
 
 COMPONENTS: Dict[str, Tuple[str, Any]] = {
@@ -22,6 +23,7 @@ COMPONENTS: Dict[str, Tuple[str, Any]] = {
     "samu_xlsr": ("--arch", SamuXlsrConfig),
     "label_smoothed_nll": ("--criterion", LabelSmoothedNllConfig),
     "mse_to_labse": ("--criterion", MseToLabseConfig),
+    "grouped_adam": ("--optimizer", GroupedAdamConfig),
 }
 
 

@@ -15,6 +15,7 @@ ALLOWED = {
     "pretrained": {"pretrained", "compat"},
     "models": {"models", "modules", "pretrained", "compat"},
     "criterions": {"criterions"},
+    "optim": {"optim"},
     "tasks": {"tasks", "data", "generator", "scoring", "pair_metrics", "retrieval", "compat"},
 }
 #: What of fairseq they may import; None = anything.

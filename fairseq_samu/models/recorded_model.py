@@ -95,19 +95,24 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         # Whole numbers, for the reasons given in register_vocabulary.
         self.register_buffer("settings_version", torch.tensor(list(text)))
 
-    def log_parts(self, transformers: Mapping[str, Transformer]) -> None:
-        """Log how many parameters there are and train, part by part.
+    def name_parts(self, transformers: Mapping[str, Transformer]) -> None:
+        """Tell every parameter its part, and log how many parameters there are and train.
+
+        The part is kept as ``param_group``, by which optimisers can tell parameters apart.
 
         Args:
             transformers: the networks with parts that can be chosen, by name.
         """
         parts = {
-            f"{name} {part}": parameters
+            f"{name}.{part}": parameters
             for name, transformer in transformers.items()
             for part, parameters in parts_of(transformer).items()
         }
         inside = {parameter for parameters in parts.values() for parameter in parameters}
         parts["outside"] = [p for p in self.parameters() if p not in inside]
+        for part, parameters in parts.items():
+            for parameter in parameters:
+                setattr(parameter, "param_group", part)  # noqa: B010  (torch does not declare it)
         logger.info("what trains:\n%s", training_table(parts))
 
     def load_state_dict(

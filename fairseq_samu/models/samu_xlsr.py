@@ -100,7 +100,7 @@ class SamuXlsrModel(RecordedModel):
         record(cfg)
         model = cls(encoder, head or build_sentence_head(cfg), transcripts)
         model.register_settings(cfg, task)
-        model.log_parts({"encoder": frames.transformer})
+        model.name_parts({"encoder": frames.transformer})
         return model
 
     def forward(

@@ -312,7 +312,7 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         if pretrained is not None and pretrained.vocabulary is not None:
             model.check_vocabularies({"vocabulary_version": pretrained.vocabulary})
         model.register_settings(cfg, task)
-        model.log_parts({"encoder": frames.transformer, "decoder": decoder.transformer})
+        model.name_parts({"encoder": frames.transformer, "decoder": decoder.transformer})
         return model
 
     def forward(

@@ -57,6 +57,7 @@ def test_no_two_options_collide():
     for model in ("xlsr_mbart_st", "samu_xlsr"):
         for criterion in ("label_smoothed_nll", "mse_to_labse"):
             used = [("task", "speech_to_text_samu"), ("model", model), ("criterion", criterion)]
+            used.append(("optimizer", "grouped_adam"))
             assert collisions([COMPONENTS[key] for key in used]) == []
 
 

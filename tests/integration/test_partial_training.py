@@ -56,4 +56,4 @@ def test_frozen_weights_stay_over_updates_of_two_workers(
         )
     }
     assert moved == expected
-    assert "encoder adapters" in logs[0]
+    assert "encoder.adapters" in logs[0]

@@ -344,8 +344,8 @@ def test_the_log_says_what_trains(caplog):
         )
     rows = {line[:20].strip(): line.split()[-3:] for line in caplog.text.splitlines()}
     # 6 adapters: norm 32, down 16·5 + 5, up 5·16 + 16
-    assert rows["encoder adapters"] == [f"{6 * 213:,}", f"{6 * 213:,}", "100.0%"]
-    assert rows["encoder attention"] == [f"{3 * 4 * (16 * 16 + 16):,}", "0", "0.0%"]
+    assert rows["encoder.adapters"] == [f"{6 * 213:,}", f"{6 * 213:,}", "100.0%"]
+    assert rows["encoder.attention"] == [f"{3 * 4 * (16 * 16 + 16):,}", "0", "0.0%"]
     # pooling 16 + 1 or so, projection 17·6, and the weights of three layers and their input
     head = sum(p.numel() for p in model.head.parameters())
     assert rows["outside"] == [str(head + 4), str(head + 4), "100.0%"]

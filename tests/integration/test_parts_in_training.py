@@ -1,0 +1,160 @@
+"""Parts of a model under fairseq's own trainer: their learning rates."""
+
+import math
+
+import pytest
+import torch
+from fairseq import options, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.trainer import Trainer
+
+import fairseq_samu  # noqa: F401  (registers everything)
+
+NO_DROPOUT = [
+    "--encoder-dropout", "0", "--encoder-attention-dropout", "0", "--encoder-activation-dropout", "0",
+    "--encoder-layerdrop", "0", "--mask-prob", "0", "--mask-channel-prob", "0",
+    "--decoder-dropout", "0", "--decoder-attention-dropout", "0", "--decoder-activation-dropout", "0",
+]  # fmt: skip
+SCHEDULES = {
+    "inverse_sqrt": (
+        ["--warmup-updates", "2"],
+        [0, 0.005, 0.01, 0.01 * math.sqrt(2 / 3), 0.01 * math.sqrt(2 / 4), 0.01 * math.sqrt(2 / 5)],
+    ),
+    "polynomial_decay": (
+        ["--warmup-updates", "2", "--total-num-update", "6"],
+        [0, 0.005, 0.01, 0.0075, 0.005, 0.0025],
+    ),
+    "tri_stage": (
+        ["--warmup-steps", "2", "--hold-steps", "2", "--decay-steps", "2", "--init-lr-scale", "0.1",
+         "--final-lr-scale", "0.04"],
+        [0.001, 0.0055, 0.01, 0.01, 0.01, 0.002],  # half-way down: a factor of √0.04
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_trainer(corpus, tiny_model):
+    """Gives fairseq's trainer as ``fairseq-train`` makes it, and batches."""
+
+    def make(*more, **common):
+        line = [
+            str(corpus), "--task", "speech_to_text_samu", *tiny_model, "--train-subset", "train",
+            "--criterion", "label_smoothed_nll", "--label-smoothing", "0.1", "--cpu", "--seed", "1",
+            "--adam-betas", "(0.9, 0.98)", "--adam-eps", "1e-14", "--weight-decay", "0.1",
+            "--lr", "0.01", "--clip-norm", "0.5", *more,
+        ]  # fmt: skip
+        cfg = convert_namespace_to_omegaconf(
+            options.parse_args_and_arch(options.get_training_parser(), line)
+        )
+        for name, value in common.items():
+            cfg.common[name] = value
+        torch.manual_seed(1)
+        task = tasks.setup_task(cfg.task)
+        model = task.build_model(cfg.model)
+        trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
+        task.load_dataset("dev")
+        dataset = task.dataset("dev")
+        rows = range(len(dataset) // 4 * 4)
+        batches = [dataset.collater([dataset[i] for i in rows[k::4]]) for k in range(4)]
+        return trainer, batches
+
+    return make
+
+
+def weights(trainer):
+    return {n: p.detach().clone() for n, p in trainer.get_model().named_parameters()}
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        # Attention does not depend on the bias of its keys: Adam makes steps of rounding errors.
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(
+                found[name], weight, msg=lambda m, n=name: f"{n}: {m}", **tolerance
+            )
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rates_are_those_of_adamw_with_groups_made_by_hand(make_trainer, schedule):
+    """torch's AdamW: fairseq's Adam decays weights as it does."""
+    settings, rates = SCHEDULES[schedule]
+    trainer, batches = make_trainer(
+        *NO_DROPOUT, "--optimizer", "grouped_adam",
+        "--lr-scales", "encoder=0.1,decoder=0.3,encoder.layernorm=2",
+        "--lr-scheduler", schedule, *settings,
+    )  # fmt: skip
+    model, criterion = (
+        make_trainer(*NO_DROPOUT, "--optimizer", "adam")[0].get_model(),
+        trainer.get_criterion(),
+    )
+    groups = {0.1: [], 0.3: [], 2: [], 1: []}
+    for name, p in model.named_parameters():
+        norm = "layer_norm" in name and "feature_extractor" not in name
+        if p.requires_grad and name.startswith("encoder.wav2vec2."):
+            groups[2 if norm else 0.1].append(p)
+        elif p.requires_grad:
+            groups[0.3 if name.startswith("decoder.") else 1].append(p)
+    assert all(groups.values())
+    reference = torch.optim.AdamW(
+        [{"params": p, "scale": scale} for scale, p in groups.items()],
+        betas=(0.9, 0.98), eps=1e-14, weight_decay=0.1,
+    )  # fmt: skip
+    before = weights(trainer)
+    for update, rate in enumerate(rates):
+        pair = [batches[update % 4], batches[(update + 1) % 4]]  # as --update-freq 2 does
+        assert trainer.get_lr() == pytest.approx(rate)
+        trainer.train_step(pair)
+        reference.zero_grad()
+        sizes = []
+        for batch in pair:
+            loss, size, _ = criterion(model.train(), {**batch, "ignored": False})
+            loss.backward()
+            sizes.append(size)
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad *= 1 / float(sum(sizes))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in reference.param_groups:
+            group["lr"] = rate * group["scale"]
+        reference.step()
+    expected = {name: p.detach() for name, p in model.named_parameters()}
+    assert_same(weights(trainer), expected, atol=1e-5, rtol=1e-4)
+    moved = [n for n in before if not torch.allclose(before[n], expected[n], atol=1e-4)]
+    assert len(moved) > len(before) / 2
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
+    settings = ["--optimizer", "grouped_adam", "--lr-scales", "encoder=0.1", "--lr-scheduler"]
+    settings += ["inverse_sqrt", "--warmup-updates", "2"]
+    whole, batches = make_trainer(*settings)
+    for update in range(6):
+        whole.train_step([batches[update % 4]])
+        if update == 2:
+            position = {"epoch": 1, "version": 2, "iterations_in_epoch": 3}
+            whole.consolidate_optimizer()
+            whole.save_checkpoint(str(tmp_path / "half.pt"), {"train_iterator": position})
+    resumed, _ = make_trainer(*settings)
+    resumed.load_checkpoint(str(tmp_path / "half.pt"))
+    for update in range(3, 6):
+        resumed.train_step([batches[update % 4]])
+    assert_same(weights(resumed), weights(whole), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "memory_efficient_bf16"])
+def test_parts_survive_reduced_precision(make_trainer, precision):
+    """fp16 needs a GPU, but takes the same way through fairseq without flattened gradients."""
+    trainer, batches = make_trainer(
+        "--optimizer", "grouped_adam", "--lr-scales", "decoder=0.5",
+        "--lr-scheduler", "fixed", **{"bf16": True, precision: True},
+    )  # fmt: skip
+    trainer.train_step(batches[:1])
+    rates = {group["part"]: group["lr"] for group in trainer.optimizer.optimizer.param_groups}
+    assert rates["outside"] == rates["encoder.others"] == 0.01
+    assert rates["decoder.others"] == rates["decoder.layernorm"] == 0.005
+    sizes = {
+        g["part"]: sum(p.numel() for p in g["params"])
+        for g in trainer.optimizer.optimizer.param_groups
+    }
+    model = trainer.get_model()
+    assert sizes["outside"] == sum(p.numel() for p in model.encoder.adaptor.parameters())

@@ -1,0 +1,92 @@
+"""Tests of the optimiser with a learning rate for each part."""
+
+import pytest
+import torch
+from fairseq import optim
+from omegaconf import OmegaConf
+from torch import nn
+
+import fairseq_samu.optim  # noqa: F401  (registers the optimiser)
+from fairseq_samu.optim.grouped_adam import part_scales
+
+PARTS = ["outside", "encoder.attention", "encoder.others", "decoder.layernorm"]
+
+
+def build(lr_scales="encoder=0.1,encoder.others=0.5", parts=PARTS, lr=0.01):
+    """An optimiser of one weight a part, as fairseq's trainer builds it."""
+    weights = [nn.Parameter(torch.ones(())) for _ in parts]
+    for weight, part in zip(weights, parts, strict=True):
+        weight.param_group = part
+    cfg = OmegaConf.create(
+        {
+            "_name": "grouped_adam", "lr_scales": lr_scales, "lr": [lr], "tpu": False,
+            "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-12, "weight_decay": 0.0,
+        }
+    )  # fmt: skip
+    return optim.build_optimizer(cfg, weights), weights
+
+
+def rates(optimizer):
+    return {group["part"]: pytest.approx(group["lr"]) for group in optimizer.param_groups}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [1, 1, 1, 1]),
+        ("encoder=0.1", [1, 0.1, 0.1, 1]),
+        (" encoder = 0.1, encoder.others=2e-1 ,outside=3,", [3, 0.1, 0.2, 1]),
+        ("encoder.others=0.2,encoder=0.1", [1, 0.1, 0.2, 1]),
+    ],
+)
+def test_the_nearest_name_decides(text, expected):
+    assert list(part_scales(text, PARTS).values()) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["encoder", "encoder=", "encoder=fast", "encoder=0", "encoder=-1", "encoder=nan", "encoder=inf",
+     "others=1", "adaptor=1", "decoder.adapters=1", "encoder=1,encoder=1", "encoder:1"],
+)  # fmt: skip
+def test_what_cannot_be_a_factor_is_refused_with_the_names_there_are(text):
+    names = "outside, encoder, decoder, encoder.attention, encoder.others, decoder.layernorm"
+    with pytest.raises(
+        ValueError, match=f"--lr-scales: .*what trains: {names};.* found 'enc|oth|ada|dec"
+    ):
+        part_scales(text, PARTS)  # fmt: skip
+
+
+def test_every_part_takes_steps_of_its_size():
+    """Adam's first step is the learning rate, whatever the gradient."""
+    optimizer, weights = build()
+    optimizer.set_lr(0.02)
+    assert optimizer.get_lr() == 0.02
+    for weight in weights:
+        weight.grad = torch.tensor(7.0)
+    optimizer.step()
+    steps = [1 - weight.item() for weight in weights]
+    assert steps == pytest.approx([0.02, 0.002, 0.01, 0.02], rel=1e-4)
+
+
+def test_the_checkpoint_has_the_rate_and_the_options_the_factors():
+    saved = build()[0]
+    saved.set_lr(0.02)
+    optimizer, _ = build("decoder=0.25")
+    optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.get_lr() == 0.02
+    assert rates(optimizer) == dict(zip(PARTS, [0.02, 0.02, 0.02, 0.005], strict=True))
+    optimizer.load_state_dict(saved.state_dict(), {"lr": 0.04, "betas": (0.5, 0.5)})
+    assert rates(optimizer)["decoder.layernorm"] == 0.01
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.5)
+
+
+def test_other_parts_than_the_checkpoints_are_refused():
+    with pytest.raises(ValueError, match=r"trained outside, encoder.attention.* trains outside: "):
+        build("", ["outside"])[0].load_state_dict(build()[0].state_dict())
+
+
+def test_flattened_weights_are_refused():
+    """``--fp16`` hands all weights over as one, which belongs to no part."""
+    cfg = build()[0].cfg
+    with pytest.raises(ValueError, match="one of 10 weights .*--fp16-no-flatten-grads"):
+        optim.build_optimizer(cfg, [{0: nn.Parameter(torch.zeros(10))}])
