@@ -30,6 +30,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data_prep.extras import needs_extra
+from data_prep.manifest import decode_line
+from data_prep.teacher_model import check_device
 from data_prep.vector_files import VectorFiles, row_hash
 
 LABSE = "sentence-transformers/LaBSE"
@@ -93,8 +95,9 @@ def load_teacher(model: str, device: str | None = None) -> Teacher:
 
     Raises:
         ModuleNotFoundError: sentence-transformers is not installed.
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or not there.
     """
+    check_device(device)
     with needs_extra("teacher", "embedding text"):
         import torch
         from sentence_transformers import SentenceTransformer
@@ -103,7 +106,7 @@ def load_teacher(model: str, device: str | None = None) -> Teacher:
         raise ValueError(f"{model}: expected a sentence-transformers model, found no modules.json")
     try:
         network = SentenceTransformer(model, device=device)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # those of safetensors and tokenizers have no class in common
         raise ValueError(
             f"{model}: cannot load the teacher; expected the folder of a sentence-transformers "
             f"model, or the name of one that can be downloaded: {error}"
@@ -124,13 +127,14 @@ def scan_column(manifest: Path, column: str) -> TextColumn:
     """Finds and hashes the texts of a column, one line in memory at a time.
 
     Raises:
-        ValueError: no such column, a row with another number of cells, or a row without a text.
+        ValueError: no such column, a row with another number of cells, or a row without a text or
+            with one that is not UTF-8.
     """
     offsets, lengths, hashes = array("q"), array("i"), array("Q")
     digest = hashlib.sha256()
     with open(manifest, "rb") as file:
         line = next(file, b"")
-        header = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+        header = _decode(line, manifest, 1).rstrip("\r\n").split("\t")
         if column not in header:
             raise ValueError(f"{manifest}:1: expected a column {column}, found {header}")
         position = header.index(column)
@@ -144,7 +148,7 @@ def scan_column(manifest: Path, column: str) -> TextColumn:
             text = cells[position]
             if position == len(header) - 1 and text.endswith(b"\r"):
                 text = text[:-1]
-            if not text:
+            if not _decode(text, manifest, number).strip():
                 raise ValueError(
                     f"{manifest}:{number}: expected a text in {column}, found an empty cell"
                 )
@@ -161,6 +165,13 @@ def scan_column(manifest: Path, column: str) -> TextColumn:
         np.frombuffer(hashes, np.uint64),
         digest.hexdigest(),
     )
+
+
+def _decode(content: bytes, manifest: Path, number: int) -> str:
+    try:
+        return decode_line(content, number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{manifest}:{number}: expected UTF-8, found {error}") from error
 
 
 def embed_manifest(

@@ -102,14 +102,16 @@ def read_column(path: str | os.PathLike[str], column: str) -> Iterator[str]:
         column: one name of its header row.
 
     Raises:
-        ValueError: the column is missing, or a row has another number of cells than the header.
+        ValueError: the file is empty or not UTF-8, the column is missing, or a row has another number
+            of cells than the header.
     """
-    # As bytes, lines end at "\n" alone; text mode would end them at a lone "\r" too.
+    # As bytes, lines end at "\n" alone; text mode would end them at a lone "\r" too. Spreadsheets put
+    # a byte order mark in front of the header.
     with open(path, "rb") as file:
         header: list[str] = []
         for number, line in enumerate(file, start=1):
             try:
-                cells = line.decode("utf-8").rstrip("\r\n").split("\t")
+                cells = decode_line(line, number).rstrip("\r\n").split("\t")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{Path(path)}:{number}: expected UTF-8, found {error}") from error
             if number == 1:
@@ -122,3 +124,14 @@ def read_column(path: str | os.PathLike[str], column: str) -> Iterator[str]:
                 )
             else:
                 yield cells[header.index(column)]
+        if not header:
+            raise ValueError(f"{Path(path)}: expected a manifest, found an empty file")
+
+
+def decode_line(line: bytes, number: int) -> str:
+    """Text of a line of a UTF-8 file; line 1 without the byte order mark that some editors write.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return line.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.manifest import CONTROL_CHARACTER
+from data_prep.manifest import CONTROL_CHARACTER, decode_line
 
 
 class ParallelText(NamedTuple):
@@ -96,7 +96,7 @@ def read_lines(path: Path) -> Iterator[str]:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = line.decode("utf-8").strip()
+                text = decode_line(line, number).strip()
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: expected UTF-8, found {error}") from error
             if not text:

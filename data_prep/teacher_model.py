@@ -22,6 +22,23 @@ BAG_STD = 0.05
 LAYERS, HEADS, MAX_TOKENS = 2, 4, 256
 
 
+def check_device(device: str | None) -> None:
+    """Refuses a device that torch cannot use (`ValueError`).
+
+    Raises:
+        ModuleNotFoundError: the extra `teacher` is not installed.
+    """
+    with needs_extra("teacher", "a sentence-embedding model"):
+        import torch
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"expected a device that torch can use here, such as cpu, found {device!r}: {reason}"
+        ) from error
+
+
 def build_model(
     texts: Iterable[str],
     architecture: str,

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import os
 import shutil
 import sys
@@ -38,8 +39,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data_prep.manifest import read_column
-from data_prep.teacher_model import ARCHITECTURES, build_model, ranking_loss
+from data_prep.manifest import decode_line, read_column
+from data_prep.teacher_model import ARCHITECTURES, build_model, check_device, ranking_loss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -150,7 +151,7 @@ def _read_lines(path: Path) -> Iterator[str]:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield " ".join(line.decode("utf-8").split())
+                yield " ".join(decode_line(line, number).split())
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: expected UTF-8, found {error}") from error
 
@@ -187,9 +188,11 @@ def train_teacher(
     Raises:
         FileExistsError: `out` exists.
         ModuleNotFoundError: the extra `teacher` is not installed.
-        ValueError: not enough meanings, or a recipe that cannot be.
+        OSError: `out` cannot be written.
+        ValueError: not enough meanings, a recipe that cannot be, or one that diverges.
     """
     _check(recipe)
+    check_device(device)
     if out.exists():
         raise FileExistsError(f"{out}: expected a new folder, found one that exists")
     if held_out is None:
@@ -199,6 +202,7 @@ def train_teacher(
             f"expected two meanings or more to train on, found {len(meanings)} of which {held_out} "
             "are held out"
         )
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before training
     rng = np.random.default_rng(recipe.seed)
     order = rng.permutation(len(meanings))
     test = [meanings[i] for i in order[:held_out]]
@@ -256,6 +260,11 @@ def _fit(
             vectors = model(features)["sentence_embedding"]
             same = torch.from_numpy(_equal(texts[:size]) | _equal(texts[size:])).to(model.device)
             loss = ranking_loss(vectors[:size], vectors[size:], same, recipe.margin, recipe.scale)
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"expected a finite loss, found {loss.item()} in update {bar.n + 1}: a lower "
+                    f"learning rate than {recipe.learning_rate} may help"
+                )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -308,13 +317,17 @@ def measure_retrieval(
 
 def _check(recipe: Recipe) -> None:
     for name in ("vocab_size", "dimension", "updates", "batch_size", "learning_rate", "scale"):
-        if getattr(recipe, name) <= 0:
-            raise ValueError(f"expected {name} > 0, found {getattr(recipe, name)}")
+        value = getattr(recipe, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"expected {name} > 0, found {value}")
+    if not math.isfinite(recipe.margin):
+        raise ValueError(f"expected a margin between cosines, found {recipe.margin}")
+    if recipe.seed < 0:
+        raise ValueError(f"expected a seed ≥ 0, found {recipe.seed}")
 
 
 def _save(model: SentenceTransformer, out: Path, record: dict[str, Any]) -> None:
     """Writes the folder under another name first: a folder with the real name is complete."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
     if temporary.exists():  # left by a killed run
         shutil.rmtree(temporary)
@@ -387,9 +400,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = build_parser().parse_args(argv)
+    learning_rate = args.learning_rate
+    if learning_rate is None:
+        learning_rate = LEARNING_RATE[args.architecture]
     recipe = Recipe(
         args.architecture, args.vocab_size, args.dimension, args.updates, args.batch_size,
-        args.learning_rate or LEARNING_RATE[args.architecture], args.margin, args.scale, args.seed,
+        learning_rate, args.margin, args.scale, args.seed,
     )  # fmt: skip
     start = time.monotonic()
     try:

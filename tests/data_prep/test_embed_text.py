@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep import embed_text
-from data_prep.embed_text import Teacher, embed_manifest, load_teacher, main
+from data_prep.embed_text import Teacher, embed_manifest, load_teacher, main, scan_column
 from data_prep.manifest import ManifestRow, ManifestWriter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -233,6 +234,21 @@ def test_row_without_text_is_an_error_that_names_it(tmp_path):
         embed_manifest(manifest, Recorder().teacher, "labse", "src_text")
 
 
+def test_blank_text_and_text_that_is_not_utf8_are_errors_that_name_the_row(tmp_path):
+    manifest = write_manifest(tmp_path / "train.tsv", ["one", " ", "three"])
+    with pytest.raises(
+        ValueError, match=r"train\.tsv:3: expected a text in src_text, found an emp"
+    ):
+        scan_column(manifest, "src_text")
+    whole = write_manifest(tmp_path / "train.tsv", ["one", "café"]).read_text("utf-8")
+    manifest.write_bytes(whole.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train\.tsv:3: expected UTF-8, found .* byte 0xe9"):
+        scan_column(manifest, "src_text")
+    manifest.write_bytes(whole.replace("speaker", "spéaker").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train\.tsv:1: expected UTF-8"):
+        scan_column(manifest, "src_text")
+
+
 def test_row_with_too_few_cells_is_an_error_that_names_it(manifest):
     with open(manifest, "a", encoding="utf-8") as file:
         file.write("u6\ta.wav\n")
@@ -414,3 +430,17 @@ def test_folder_that_is_no_sentence_transformers_model_is_an_error(labse):
 def test_folder_that_is_not_there_is_an_error(labse, tmp_path):
     with pytest.raises(ValueError, match="nothing: cannot load the teacher"):
         load_teacher(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "tokenizer.json"])
+def test_damaged_teacher_is_an_error_that_names_it(labse, tmp_path, damaged):
+    folder = shutil.copytree(labse[0], tmp_path / "teacher")
+    path = next(folder.rglob(damaged))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="teacher: cannot load the teacher"):
+        load_teacher(str(folder), "cpu")
+
+
+def test_device_that_is_not_there_is_an_error(labse):
+    with pytest.raises(ValueError, match="expected a device that torch can use .* found 'no-such'"):
+        load_teacher(str(labse[0]), "no-such")

@@ -68,12 +68,19 @@ def test_read_column_knows_only_newlines_and_tabs(tmp_path):
     assert list(read_column(path, "tgt_text")) == ["a\u2028b\x0bc", ""]
 
 
+def test_read_column_passes_over_the_mark_that_spreadsheets_write(tmp_path):
+    path = tmp_path / "m.tsv"
+    path.write_bytes(b"\xef\xbb\xbftgt_text\tid\n\xef\xbb\xbfa\t1\n")
+    assert list(read_column(path, "tgt_text")) == ["\ufeffa"]
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         (b"id\ttext\n", r"m.tsv:1: expected a column tgt_text, found \['id', 'text'\]"),
         (b"id\ttgt_text\n1\ta\n2\n", "m.tsv:3: expected 2 cells, found 1"),
         (b"id\ttgt_text\n1\t\xff\n", "m.tsv:2: expected UTF-8"),
+        (b"", "m.tsv: expected a manifest, found an empty file"),
     ],
 )
 def test_read_column_says_what_is_wrong(tmp_path, content, message):

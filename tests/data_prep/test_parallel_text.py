@@ -74,3 +74,8 @@ def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "train.es").write_bytes(b"a\n\xe9\n")
     with pytest.raises(ValueError, match=r"train\.es:2: expected UTF-8"):
         list(read_lines(tmp_path / "train.es"))
+
+
+def test_byte_order_mark_is_not_spoken(tmp_path):
+    (tmp_path / "train.es").write_bytes(b"\xef\xbb\xbfhola\r\nadios\r\n")
+    assert list(read_lines(tmp_path / "train.es")) == ["hola", "adios"]

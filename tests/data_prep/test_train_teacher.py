@@ -1,6 +1,7 @@
 import gzip
 import itertools
 import json
+import math
 import sys
 from dataclasses import replace
 
@@ -139,7 +140,13 @@ def test_text_that_is_not_utf8_is_an_error_that_names_the_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"updates": 0}, "expected updates > 0, found 0"), ({"scale": -1.0}, "expected scale > 0")],
+    [
+        ({"updates": 0}, "expected updates > 0, found 0"),
+        ({"scale": -1.0}, "expected scale > 0"),
+        ({"learning_rate": math.nan}, "expected learning_rate > 0, found nan"),
+        ({"margin": math.nan}, "expected a margin between cosines, found nan"),
+        ({"seed": -1}, "expected a seed ≥ 0, found -1"),
+    ],
 )
 def test_recipe_that_cannot_be_is_an_error(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -155,6 +162,39 @@ def test_too_few_meanings_are_an_error(tmp_path, held_out):
 def test_existing_folder_is_never_touched(tmp_path):
     with pytest.raises(FileExistsError, match="expected a new folder"):
         train_teacher.train_teacher(MEANINGS, tmp_path, RECIPE)
+
+
+def test_text_files_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.en").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    (tmp_path / "a.de").write_bytes(b"eine Katze\n")
+    found = train_teacher.read_text_files([tmp_path / "a.en", tmp_path / "a.de"])
+    assert found == [{"en": "a cat", "de": "eine Katze"}]
+
+
+def test_learning_rate_of_zero_is_not_taken_for_none(tmp_path):
+    paths = [write_lines(tmp_path / f"a.{name}", "xyz") for name in ("en", "de")]
+    options = ["--out", str(tmp_path / "out"), "--learning-rate", "0"]
+    with pytest.raises(SystemExit, match="error: expected learning_rate > 0, found 0.0"):
+        main(["--text-files", *map(str, paths), *options])
+
+
+def test_what_cannot_be_written_or_used_is_found_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_teacher, "build_model", lambda *_: pytest.fail("trains"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        train_teacher.train_teacher(MEANINGS, tmp_path / "file" / "out", RECIPE)
+    with pytest.raises(ValueError, match="expected a device that torch can use .* found 'no-such'"):
+        train_teacher.train_teacher(MEANINGS, tmp_path / "out", RECIPE, device="no-such")
+
+
+def test_training_that_diverges_writes_nothing(tmp_path):
+    pytest.importorskip("sentence_transformers", reason="needs the extra `teacher`")
+    recipe = replace(RECIPE, learning_rate=1e30, updates=5)
+    with pytest.raises(
+        ValueError, match=r"expected a finite loss, found nan in update \d+: a lower"
+    ):
+        train_teacher.train_teacher(MEANINGS, tmp_path / "out", recipe, device="cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_sentence_transformers_the_command_names_the_extra(tmp_path, monkeypatch):
