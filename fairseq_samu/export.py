@@ -7,15 +7,24 @@ folder for `Wav2Vec2Model.from_pretrained` of Hugging Face's transformers: confi
 model.safetensors, preprocessor_config.json, and README.md, which describes them. The sentence head of
 SAMU, which that library has no class for, lies beside them in sentence_head.safetensors. The folder is
 also a `--speech-encoder-path`.
+
+    … --data folder_of_the_vocabularies
+
+also writes the decoder of an `xlsr_mbart_st`, in `decoder` inside that folder, for
+`AutoModelForSeq2SeqLM.from_pretrained`: as mBART or, with sinusoidal positions, as M2M100 (NLLB), beside
+vocab.json, spm.model, the length adaptor, and README.md, whose lines translate with all of it. That folder
+is also a `--text-decoder-path`.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from torch import Tensor
 
+from fairseq_samu.export_decoder import Decoder, read_decoder
 from fairseq_samu.pretrained.huggingface_wav2vec2 import config_of, huggingface_weights
 from fairseq_samu.pretrained.wav2vec2 import Wav2VecCheckpoint, load_wav2vec2
 
@@ -59,46 +68,69 @@ POOLINGS = {
 }
 
 
-def export_speech_encoder(path: str, out: Path) -> None:
-    """Write a speech encoder as a folder of Hugging Face's Wav2Vec2Model.
+def export(path: str, out: Path, data: Optional[str] = None) -> None:
+    """Write folders of Hugging Face's models, or nothing if a part of them cannot be written.
 
     Args:
         path: a checkpoint as ``load_wav2vec2`` reads it.
-        out: the folder to write.
+        out: the folder to write, of a Wav2Vec2Model.
+        data: folder of the vocabularies of an ``xlsr_mbart_st``, whose decoder is then written too.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: there is no such checkpoint, or no vocabulary.
         ImportError: safetensors is not installed.
-        ValueError: the checkpoint cannot be read, or its encoder is not all wav2vec 2.0.
+        ValueError: the checkpoint cannot be read, its encoder is not all wav2vec 2.0, or its decoder is
+            none of transformers'.
     """
     try:
-        from safetensors.torch import save_file
+        import safetensors  # noqa: F401
     except ImportError as error:
         raise ImportError("writing safetensors needs safetensors: pip install .[hf]") from error
-    checkpoint = load_wav2vec2(path)
-    options = checkpoint.options
-    features = str(options.get("encoder_features", "waveform"))
+    encoder = load_wav2vec2(path)
+    features = str(encoder.options.get("encoder_features", "waveform"))
     if features != "waveform":
         raise ValueError(
             f"{path}: expected an encoder that reads waveforms, found one that reads {features}: "
             "Wav2Vec2Model cannot"
         )
-    weights = huggingface_weights(options, checkpoint.state_dict, path)
+    weights = huggingface_weights(encoder.options, encoder.state_dict, path)
+    decoder = None if data is None else read_decoder(path, data, out.resolve().name)
+    _write_encoder(encoder, weights, Path(path).name, out)
+    if decoder is not None:
+        _write_decoder(decoder, out / "decoder")
+
+
+def _write_encoder(
+    encoder: Wav2VecCheckpoint, weights: Dict[str, Tensor], name: str, out: Path
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    save_file(_plain(weights), out / "model.safetensors", metadata={"format": "pt"})
-    config = {**config_of(options), "architectures": ["Wav2Vec2Model"], "dtype": "float32"}
+    _write_weights(out / "model.safetensors", weights)
+    config = {**config_of(encoder.options), "architectures": ["Wav2Vec2Model"], "dtype": "float32"}
     _write_json(out / "config.json", config)
-    if checkpoint.normalize is not None:
-        _write_json(out / "preprocessor_config.json", _preprocessor(checkpoint))
-    if checkpoint.head:
-        head = out / "sentence_head.safetensors"
-        save_file(_plain(checkpoint.head), head, metadata={"format": "pt"})
-    (out / "README.md").write_text(_readme(checkpoint, Path(path).name, out), encoding="utf-8")
+    if encoder.normalize is not None:
+        _write_json(out / "preprocessor_config.json", _preprocessor(encoder))
+    if encoder.head:
+        _write_weights(out / "sentence_head.safetensors", encoder.head)
+    (out / "README.md").write_text(_readme(encoder, name, out), encoding="utf-8")
 
 
-def _plain(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Weights of their own memory in single precision, as safetensors wants and everybody reads."""
-    return {name: weight.float().contiguous().clone() for name, weight in weights.items()}
+def _write_decoder(decoder: Decoder, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    _write_weights(out / "model.safetensors", decoder.weights)
+    if decoder.adaptor:
+        _write_weights(out / "adaptor.safetensors", decoder.adaptor)
+    for name, content in decoder.json.items():
+        _write_json(out / f"{name}.json", content)
+    shutil.copyfile(decoder.sentencepiece_model, out / "spm.model")
+    (out / "README.md").write_text(decoder.readme, encoding="utf-8")
+
+
+def _write_weights(path: Path, weights: Dict[str, Tensor]) -> None:
+    """Write weights in single precision, each in memory of its own, as safetensors wants."""
+    from safetensors.torch import save_file
+
+    plain = {name: weight.float().contiguous().clone() for name, weight in weights.items()}
+    save_file(plain, path, metadata={"format": "pt"})
 
 
 def _preprocessor(checkpoint: Wav2VecCheckpoint) -> Dict[str, Any]:
@@ -136,7 +168,7 @@ def _readme(checkpoint: Wav2VecCheckpoint, name: str, out: Path) -> str:
 
 
 def _write_json(path: Path, content: Dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -149,9 +181,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--to", choices=["hf"], required=True, help="what to write")
     parser.add_argument("--path", required=True, metavar="CHECKPOINT", help="what to read")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="vocabularies of an xlsr_mbart_st: writes its decoder too",
+    )
     args = parser.parse_args(argv)
     try:
-        export_speech_encoder(args.path, args.out)
+        export(args.path, args.out, args.data)
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{args.out}: written")
