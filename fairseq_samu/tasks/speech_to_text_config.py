@@ -23,8 +23,7 @@ class SpeechToTextSamuConfig(FairseqDataclass):
         default="dict.txt",
         metadata={
             "help": "target dictionary, one 'symbol count' a line; relative to the data folder. With "
-            "--teacher, it and the SentencePiece model may both be missing: transcripts alone train "
-            "samu_xlsr"
+            "--teacher, it and the SentencePiece model may both be missing: samu_xlsr reads no targets"
         },
     )
     sentencepiece_model: str = field(

@@ -68,6 +68,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self.transcript_codec = transcript_codec
         self.transcript_dictionary = transcript_codec.dictionary if transcript_codec else None
         self.pairs: List[Tuple[str, str]] = []
+        self._reads_targets = codec is not None  # until a model without a decoder is built
         self.alpha = sampling_alpha(cfg)
         self.speed_factors = speed_factors(cfg.speed_perturbation)
         self.source_langs = source_langs(cfg.source_langs)
@@ -174,7 +175,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         manifest = Manifest(path)
         audio_root = self.cfg.audio_root or self.cfg.data
         check_audio_present(manifest, audio_root)
-        if self.codec is not None:
+        if self._reads_targets:
             self._check_target_langs(manifest)
         self.pairs += [pair for pair in manifest.pairs if pair not in self.pairs]
 
@@ -190,7 +191,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         dataset = SpeechToTextSamuDataset(
             manifest,
             audio_root=audio_root,
-            encode_target=self.codec.encode_tokens if self.codec else None,
+            encode_target=self.codec.encode_tokens if self.codec and self._reads_targets else None,
             pad=dictionary.pad(),
             eos=dictionary.eos(),
             prefix_size=self.tags.prefix_size,
@@ -231,8 +232,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
                 row = int((manifest.pair_ids == number).argmax())
                 raise ManifestError(
                     f"{manifest.location(row)}: expected a tgt_lang and a tgt_text, found empty cells; "
-                    "transcripts alone train samu_xlsr in a data folder without "
-                    f"{self.cfg.dictionary} and {self.cfg.sentencepiece_model}"
+                    "transcripts alone train samu_xlsr"
                 )
             if self.tags.prefix_size:
                 self.tags.index(target_lang)
@@ -324,7 +324,12 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the model, and the generator that ``--eval-bleu`` translates with."""
         model = super().build_model(cfg, from_checkpoint)
+        self._reads_targets &= hasattr(model, "decoder")
         if self.cfg.eval_bleu:
+            if not self._reads_targets:
+                raise ValueError(
+                    f"--eval-bleu: expected a model that translates, found {cfg._name}"
+                )
             options = Namespace(beam=self.cfg.eval_beam, max_len_b=self.cfg.eval_max_len)
             self._validation_generator = self.build_generator([model], options)
         return model

@@ -7,11 +7,12 @@ import pytest
 import soundfile
 import torch
 from fairseq.models import BaseFairseqModel
+from omegaconf import OmegaConf
 
 import fairseq_samu  # noqa: F401  (compat before fairseq's iterators)
 from data_prep.embed_text import Teacher, embed_manifest
 from fairseq_samu.criterions import LabelSmoothedNllCriterion
-from fairseq_samu.models.xlsr_mbart_st import XlsrMbartStModel
+from fairseq_samu.models import SamuXlsrModel, XlsrMbartStModel
 from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
 
 
@@ -165,6 +166,27 @@ def test_rows_without_translation_are_no_translation_data(corpus, tmp_path, temp
     task = setup(tmp_path, lang_tag_template=template)
     with pytest.raises(ValueError, match=r"train\.tsv:\d+: expected a tgt_lang and a tgt_text"):
         task.load_dataset("train")
+
+
+def model_options(name):
+    return OmegaConf.create({"_name": name, "input_normalization": "utterance"})
+
+
+def test_a_model_without_decoder_reads_no_targets(corpus, tmp_path, monkeypatch):
+    transcripts_only(corpus, tmp_path)
+    for name in ("dict.txt", "spm.model"):
+        (tmp_path / name).write_bytes((corpus / name).read_bytes())
+    monkeypatch.setattr(SamuXlsrModel, "build_model", lambda cfg, task: torch.nn.Linear(1, 1))
+    task = setup(tmp_path, teacher="small")
+    task.build_model(model_options("samu_xlsr"))
+    for split in ("train", "dev"):
+        task.load_dataset(split)
+    batch = task.dataset("train").collater([task.dataset("train")[0]])
+    assert batch["target"] is None and batch["teacher"].shape == (1, 4)
+    with pytest.raises(
+        ValueError, match="--eval-bleu: expected a model that translates, found samu"
+    ):
+        setup(tmp_path, eval_bleu=True).build_model(model_options("samu_xlsr"))
 
 
 def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
