@@ -64,6 +64,27 @@ class Demo(Stages):
         self.data = out / "data"
         self.teacher = teacher
 
+    def check_teacher(self) -> None:
+        """Refuse to mix what was made with one teacher with another's.
+
+        Raises:
+            SystemExit: the folder's sentences were embedded by another teacher.
+        """
+        record = self.out / "options.json"
+        teacher = self.teacher
+        if teacher is not None and Path(teacher).is_dir():
+            teacher = str(Path(teacher).resolve())
+        # Without a record: of the time before there were any, when most folders had the small teacher.
+        made = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        if "teacher" in self.seconds and made.get("teacher") != teacher:
+            old, new = (name or "the small one" for name in (made.get("teacher"), teacher))
+            raise SystemExit(
+                f"{self.out}: expected --teacher as in the first call, {old}; found {new}: give "
+                "another teacher another --out"
+            )
+        content = json.dumps({"teacher": teacher}) + "\n"
+        record.write_text(content, encoding="utf-8")
+
     def speak(self) -> None:
         """Write sentences of a grammar and speak them."""
         text = self.out / "text"
@@ -91,7 +112,8 @@ class Demo(Stages):
     def embed_texts(self) -> None:
         """Train the teacher, unless there is one, and embed all transcripts and translations."""
         teacher = self.teacher or str(self.out / "teacher")
-        if self.teacher is None:
+        # Its folder is complete where there is one: an earlier call was killed while it embedded.
+        if self.teacher is None and not Path(teacher).exists():
             self.call(
                 "data_prep.train_teacher", "--manifests", self.data / "train.tsv", "--out", teacher,
                 "--vocab-size", "600", log="teacher",
@@ -257,7 +279,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         "teacher that is trained otherwise",
     )
     args = parser.parse_args(argv)
-    demo = Demo(args.out, args.teacher)
+    try:
+        demo = Demo(args.out, args.teacher)
+    except OSError as error:
+        parser.error(f"--out: expected a folder to write to, found: {error}")
+    demo.check_teacher()
     steps: List[Tuple[str, str, Callable[[], None]]] = [
         ("speech", f"Speak {UTTERANCES} sentences in each of {', '.join(SOURCE_LANGS)}", demo.speak),
         ("vocabulary", "Build the vocabularies", demo.build_vocabularies),
