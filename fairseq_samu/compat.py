@@ -21,6 +21,7 @@ What needs no repair:
 import argparse
 import collections
 import importlib
+import logging
 import os
 import pickle
 import re
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import omegaconf
 import torch
-from fairseq import scoring
+from fairseq import checkpoint_utils, scoring
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed import utils as fairseq_distributed
 from fairseq.logging import meters
@@ -57,6 +58,12 @@ _TORCH_READS_SAFELY = _TORCH_VERSION >= (2, 6)
 #: BFloat16 but found Float".
 CPU_BF16_TRAINS = _TORCH_VERSION >= (2, 0)
 
+#: Environment variable: checkpoints that may run code, or their folders, separated as in PATH. No option of
+#: a command, because checkpoints record those, and none shall vouch for itself.
+TRUSTED_CHECKPOINTS = "FAIRSEQ_SAMU_TRUST_CHECKPOINTS"
+
+logger = logging.getLogger(__name__)
+
 # How numpy pickles scalars and arrays.
 _PICKLED_FUNCTIONS = ("scalar", "_reconstruct")
 
@@ -65,6 +72,7 @@ def apply() -> None:
     """Make fairseq work with the installed versions. A second call changes nothing."""
     _name_numpy_2_modules()
     _allow_checkpoint_globals()
+    _read_as_load_checkpoint()
     _replace_missing_batching()
     _replace_missing_libbleu()
     _accept_aliases_of_user_dir()
@@ -208,7 +216,10 @@ class _AllowListPickle:
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running code from it, whatever the version of torch.
+    """Read a checkpoint onto the CPU, whatever the version of torch.
+
+    No code from it is run, unless the user has said in ``FAIRSEQ_SAMU_TRUST_CHECKPOINTS`` that this file, or
+    all in its folder, may.
 
     Args:
         path: a file written by ``torch.save()``.
@@ -217,27 +228,73 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         The dictionary in the file.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: the file names classes or functions
-        that no checkpoint needs, cannot be read, or holds
-            something other than a dictionary.
+        FileNotFoundError: there is no such file.
+        ValueError: the file names classes or functions that no checkpoint needs and is not trusted,
+            cannot be read, or holds something other than a dictionary.
     """
-    options: dict[str, Any] = (
-        {"weights_only": True} if _TORCH_READS_SAFELY else {"pickle_module": _AllowListPickle}
-    )
+    state = _read(path, path, map_location="cpu")
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a dictionary, found {type(state).__name__}")
+    return state
+
+
+def _read(file: Any, path: str, **options: Any) -> Any:
+    """``torch.load()`` of a path or open file, with its safety on unless ``path`` is trusted."""
+    trusted = _is_trusted(path)
+    if trusted:
+        logger.warning("%s: read without safety, as %s says", path, TRUSTED_CHECKPOINTS)
+    if _TORCH_READS_SAFELY:
+        options["weights_only"] = not trusted
+    elif not trusted:
+        options["pickle_module"] = _AllowListPickle
     try:
-        state = torch.load(path, map_location="cpu", **options)
+        return torch.load(file, **options)
     except OSError:
         raise
     except Exception as error:  # a file that is no checkpoint can raise anything
         # torch's own message runs to many lines, most of them on how to switch safety off.
         name = re.search(r"unsupported global:?(?: GLOBAL)? (\S+)", str(error), re.IGNORECASE)
-        found = f"{name[1]}, which no checkpoint needs" if name else repr(error)
+        if trusted or not name:
+            raise ValueError(
+                f"{path}: expected a checkpoint that can be read, found {error!r}"
+            ) from error
         raise ValueError(
-            f"{path}: expected a checkpoint that can be read safely, found {found}"
+            f"{path}: expected a checkpoint that can be read safely, found {name[1]} in it, which is not "
+            "among the harmless classes that checkpoints are made of: reading it may run any code. If you "
+            f"trust whoever made this file, set {TRUSTED_CHECKPOINTS}={os.path.realpath(path)}"
         ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: expected a dictionary, found {type(state).__name__}")
-    return state
+
+
+def _is_trusted(path: str) -> bool:
+    """Whether the user named the file, or the folder it lies in."""
+    named = {
+        os.path.realpath(name)
+        for name in os.environ.get(TRUSTED_CHECKPOINTS, "").split(os.pathsep)
+        if name
+    }
+    path = os.path.realpath(path)
+    return path in named or os.path.dirname(path) in named
+
+
+class _TorchOfCheckpoints(types.ModuleType):
+    """torch, but that ``load()`` reads as :func:`load_checkpoint` does."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        """Read a checkpoint that fairseq has opened."""
+        return _read(file, file.name, **options)
+
+
+def _read_as_load_checkpoint() -> None:
+    """Let fairseq's own reading of checkpoints, on resuming and generating, follow the same rules.
+
+    torch before 2.6 would run what is in them; newer ones refuse with advice that does not help in a
+    command of fairseq's.
+    """
+    checkpoint_utils.torch = _TorchOfCheckpoints("torch")
 
 
 # --- Compiled parts ---

@@ -1,6 +1,7 @@
 """Checkpoints of every kind load safely, and fairseq works without its compiled parts."""
 
 import argparse
+import enum
 import os
 import pickle
 import subprocess
@@ -10,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from fairseq import scoring, utils
+from fairseq import checkpoint_utils, scoring, utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed.utils import _TensorPlaceholder
 from fairseq.logging import meters
@@ -112,6 +113,12 @@ def test_distributed_resume_sends_configuration(tmp_path):
     assert received["model"]["w"].index == 0
 
 
+class _Kind(enum.Enum):
+    """A class that stands on no list."""
+
+    OLD = 1
+
+
 class _Malicious:
     """Runs a function when unpickled."""
 
@@ -142,12 +149,87 @@ def test_malicious_checkpoint_is_refused(how, zipped, tmp_path):
         "nested torch.load": r"torch\.storage\._load_from_bytes",
         "subprocess": r"(subprocess|commands)\.check_call",
     }[how]
-    with pytest.raises(ValueError, match=f"{path}: expected .* found {culprit}, which no"):
-        compat.load_checkpoint(str(path))
+    opt_in = f"FAIRSEQ_SAMU_TRUST_CHECKPOINTS={path}"
+    for load in (compat.load_checkpoint, checkpoint_utils.load_checkpoint_to_cpu):
+        with pytest.raises(
+            ValueError, match=f"{path}: .* found {culprit} in it, which is not .* set {opt_in}"
+        ):
+            load(str(path))
     if compat._TORCH_READS_SAFELY:
         with pytest.raises(pickle.UnpicklingError):
             torch.load(path, map_location="cpu")
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("named", ["file", "folder", "link", "others"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("reader", ["ours", "fairseq's"])
+def test_only_the_user_can_trust_a_checkpoint(reader, zipped, named, tmp_path, monkeypatch, caplog):
+    proof, path = tmp_path / "proof", tmp_path / "checkpoint.pt"
+    # What the file says of itself counts for nothing.
+    state = {
+        "model": {"weight": torch.ones(2)},
+        "cfg": {"common": {"trust_checkpoints": str(path)}},
+        "extra_state": {"train_iterator": {}},
+        "optimizer_history": [
+            {"optimizer_name": "Adam", "lr_scheduler_state": {}, "num_updates": 1}
+        ],
+        "callable": _Malicious(os.system, f"touch {proof}"),
+    }
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "below").mkdir()
+    trusted = {
+        "file": [path],
+        "folder": ["/elsewhere", tmp_path],
+        "link": [tmp_path / "link"],
+        "others": ["1", "", tmp_path / "below", tmp_path / "check", tmp_path.parent],
+    }[named]
+    monkeypatch.setenv("FAIRSEQ_SAMU_TRUST_CHECKPOINTS", os.pathsep.join(map(str, trusted)))
+    ours = reader == "ours"
+    load = compat.load_checkpoint if ours else checkpoint_utils.load_checkpoint_to_cpu
+    if named == "others":
+        with pytest.raises(ValueError, match=r"posix\.system"):
+            load(str(path))
+        assert not proof.exists() and "without safety" not in caplog.text
+    else:
+        assert load(str(path))["model"]["weight"].tolist() == [1, 1]
+        assert proof.exists()
+        assert f"{path}: read without safety" in caplog.text
+
+
+def test_classes_of_old_checkpoints_load_where_trusted(tmp_path, monkeypatch):
+    """fairseq's first checkpoints held whole criterions and enumerations."""
+    path = tmp_path / "old.pt"
+    torch.save({"model": {}, "criterion": meters.MetersDict(), "kind": _Kind.OLD}, path)
+    with pytest.raises(ValueError, match=r"found \S+(MetersDict|_Kind) in it"):
+        compat.load_checkpoint(str(path))
+    monkeypatch.setenv("FAIRSEQ_SAMU_TRUST_CHECKPOINTS", str(path))
+    assert compat.load_checkpoint(str(path))["kind"] is _Kind.OLD
+
+
+def test_fairseqs_commands_follow_the_same_rules(tmp_path):
+    """``fairseq-generate`` reads the checkpoint itself, after it has imported the plugin."""
+    proof, path = tmp_path / "proof", tmp_path / "checkpoint.pt"
+    torch.save({"model": {}, "callable": _Malicious(os.system, f"touch {proof}")}, path)
+    done = _run(
+        f"""
+        import os, sys
+        from fairseq import options
+        from fairseq_cli import generate
+
+        sys.argv[1:] = ["data", "--user-dir", {fairseq_samu.USER_DIR!r}, "--path", {str(path)!r}]
+        args = options.parse_args_and_arch(options.get_generation_parser())
+        for trusted in ("", args.path):
+            os.environ["FAIRSEQ_SAMU_TRUST_CHECKPOINTS"] = trusted
+            try:
+                generate.checkpoint_utils.load_model_ensemble_and_task([args.path])
+            except (KeyError, ValueError) as error:  # when it was read, there is no model in it
+                print(type(error).__name__, os.path.exists({str(proof)!r}))
+        """,
+        tmp_path,
+    )
+    assert done.stdout.splitlines() == ["ValueError False", "KeyError True"], done.stderr
 
 
 def test_unreadable_checkpoint_is_named(tmp_path):
