@@ -209,7 +209,7 @@ def _inputs(args: argparse.Namespace, task: SpeechToTextSamuTask) -> Iterator[Ut
     if args.audio:
         stem = (args.out or Path()) / "audio"
         utterances = open_files(args.audio, stem, "--audio", task, root)
-        yield utterances._replace(extra={"audio": list(args.audio)})
+        yield utterances._replace(extra={"audio": list(args.audio), **utterances.extra})
     elif args.audio_list:
         stem = (args.out or args.audio_list.parent) / args.audio_list.stem
         yield open_files(read_list(args.audio_list), stem, str(args.audio_list), task, root)
@@ -262,6 +262,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parser.parse_args(argv)
     if (args.data is None) != (args.splits is None):
         parser.error("--data and --splits go together")
+    if args.max_tokens < 1:
+        parser.error(f"--max-tokens: expected at least 1, found {args.max_tokens}")
+    if args.num_workers < 0:
+        parser.error(f"--num-workers: expected 0 or more, found {args.num_workers}")
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     if args.fp16 and device == "cpu":
         parser.error("--fp16 needs a GPU")

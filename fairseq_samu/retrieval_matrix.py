@@ -234,6 +234,7 @@ def _open_teachers(manifest: Manifest, names: Sequence[str], dim: int) -> List[T
             raise ValueError(
                 f"{teacher.path}: expected the teacher of {teachers[0].path}, found another one"
             )
+        teacher.check_vectors()
     return teachers
 
 
@@ -264,6 +265,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         speech = TeacherEmbeddings(manifest, args.speech)
         if speech.column != AUDIO_COLUMN:
             raise ValueError(f"{speech.path}: expected vectors of speech, found {speech.column}")
+        speech.check_vectors()
         meanings = row_meanings(manifest)
         queries = utterances_by_language(manifest, speech.vectors, meanings)
         candidates = queries

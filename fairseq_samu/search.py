@@ -15,6 +15,7 @@ id and text of that row.
 import argparse
 import importlib.util
 import logging
+import signal
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
@@ -44,7 +45,7 @@ def embed_texts(texts: Sequence[str], teacher: str, device: Optional[str]) -> La
 
 
 def _query_name(label: Label, row: int) -> str:
-    return label.id or " ".join(label.text.split()) or str(row)
+    return label.id or label.text.strip() or str(row)
 
 
 def _open_both(args: argparse.Namespace) -> Tuple[LabelledVectors, LabelledVectors]:
@@ -110,10 +111,18 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         name = _query_name(queries.label(query), query)
         for rank, (row, score) in enumerate(zip(rows[query].tolist(), scores[query]), start=1):
             found = corpus.label(row)
-            print(name, rank, f"{score:.4f}", row, found.id, found.text, sep="\t")
+            columns = (name, rank, f"{score:.4f}", row, found.id, found.text)
+            print(*(_cell(column) for column in columns), sep="\t")
+
+
+def _cell(value: object) -> str:
+    """Text of a cell; a line of a file may have tabs in it."""
+    return " ".join(str(value).split())
 
 
 if __name__ == "__main__":
     # Importing fairseq has switched the debugging messages of all libraries on.
     logging.getLogger().setLevel(logging.WARNING)
+    # As other commands do, end without a word where the reader has enough: `… | head`.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

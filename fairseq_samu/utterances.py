@@ -1,10 +1,11 @@
 """What the encoder embeds: the rows of a manifest, or audio files."""
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-from fairseq_samu.data.audio import AudioError, audio_duration
+from fairseq_samu.data.audio import AudioError, audio_duration, read_bytes
 from fairseq_samu.data.audio_paths_dataset import AudioPathsDataset
 from fairseq_samu.data.audio_presence import check_audio_present
 from fairseq_samu.data.manifest import Manifest
@@ -114,18 +115,21 @@ def open_files(
     if not specs:
         raise AudioError(f"{source}: expected audio files, found none")
     limits = task.cfg.min_source_positions, task.cfg.max_source_positions
-    lengths = []
+    lengths, digest = [], hashlib.sha256()
     for number, spec in enumerate(specs, start=1):
         place = f"{source}:{number}"
         try:
             lengths.append(audio_duration(spec, audio_root))
+            digest.update(hashlib.sha256(read_bytes(spec, audio_root)).digest())
         except AudioError as error:
             raise AudioError(f"{place}: {error}") from error
         if not limits[0] <= lengths[-1] <= limits[1]:
             raise AudioError(_outside(f"{place}: {spec}", limits, str(lengths[-1])))
     normalize = task.input_normalization == "utterance"
     dataset = AudioPathsDataset(specs, lengths, normalize, audio_root)
-    return Utterances(dataset, specs, stem, partial(_line, source), extra={})
+    # Another recording often has the name of the last one.
+    extra = {"files_sha256": digest.hexdigest()}
+    return Utterances(dataset, specs, stem, partial(_line, source), extra)
 
 
 def _outside(place: str, limits: Tuple[int, int], found: str) -> str:
@@ -140,13 +144,13 @@ def _line(source: str, row: int) -> str:
 
 
 def read_list(path: Path) -> List[str]:
-    """Lines of a UTF-8 text file.
+    """Lines of a UTF-8 text file, as any editor ends them.
 
     Raises:
         ValueError: an empty line, or a file that is not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text, found: {error}") from error
     for number, line in enumerate(lines, start=1):

@@ -165,6 +165,14 @@ def test_audio_files_and_lists(checkpoint, encoder, data, capsys, monkeypatch):
     np.testing.assert_allclose(np.load("some.samu.npy"), expected, atol=6e-4)
     assert json.loads(Path("audio.samu.json").read_text())["audio"] == files
 
+    shutil.copy("clips/test-6.wav", "clips/test-0.wav")  # another recording of this name
+    main(["--path", str(checkpoint), "--audio", *files, "--cpu", "--num-workers", "0"])
+    np.testing.assert_allclose(
+        np.load("audio.samu.npy"), one_by_one(encoder, data)[[4, 6]], atol=6e-4
+    )
+    main(["--path", str(checkpoint), "--audio", *files, "--cpu", "--num-workers", "0"])
+    assert "2 utterances (already there)" in capsys.readouterr().out
+
     for lines, message in (
         ("clips/test-4.wav\nnone.wav\n", r"some\.txt:2: none\.wav: .*no such file"),
         ("clips/test-4.wav\n\n", r"some\.txt:2: .*empty line"),

@@ -183,6 +183,21 @@ def test_other_vectors_are_errors(parallel, capsys, arguments, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("name", ["samu", "labse"])
+def test_vectors_without_a_direction_are_errors(parallel, capsys, name):
+    manifest, *_ = parallel
+    path = manifest.with_name(f"test.{name}.npy")
+    vectors = np.load(path)
+    vectors[7] = np.nan if name == "samu" else 0
+    np.save(path, vectors)
+    with pytest.raises(SystemExit):
+        run(manifest, "--teacher", "labse")
+    found = (
+        rf"test\.{name}\.npy: row 7: expected a vector of length 1, found one of length (nan|0\.0)"
+    )
+    assert re.search(found, capsys.readouterr().err)
+
+
 def test_the_heat_map_shows_every_cell(parallel):
     pytest.importorskip("matplotlib")
     manifest, *_ = parallel

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -136,6 +138,28 @@ def test_vectors_that_do_not_belong_are_errors(data, capsys):
     fails(capsys, r"no\.npy: expected vectors", data / "no.npy", text)
     write_manifest(data / "test.tsv", [("uno", "one"), ("due", "two"), ("tre", "three")])
     fails(capsys, r"test\.tsv:3: expected the src_text", text, data / "wide.npy")
+
+
+def test_a_line_with_tabs_is_one_cell(data, capsys):
+    (data / "words.txt").write_bytes(b"\xef\xbb\xbfeins\tund\r\nzwei\r\n")
+    np.save(data / "bare.npy", np.eye(4)[[0, 1]])
+    found = run(
+        capsys, "--queries", data / "bare.npy", "--corpus", data / "bare.npy", "--corpus-rows",
+        data / "words.txt", "--query-rows", data / "words.txt", "--top-k", "1",
+    )  # fmt: skip
+    assert [[line[0], *line[3:]] for line in found] == [
+        ["eins und", "0", "", "eins und"], ["zwei", "1", "", "zwei"],
+    ]  # fmt: skip
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_word(data):
+    np.save(data / "many.npy", np.ones((600, 4)))
+    command = shlex.join(
+        [sys.executable, "-W", "ignore", "-m", "fairseq_samu.search", "--top-k", "600", "--exact",
+         "--queries", str(data / "many.npy"), "--corpus", str(data / "many.npy")]
+    )  # fmt: skip
+    ended = subprocess.run(f"{command} | head -1", shell=True, capture_output=True, text=True)
+    assert ended.stdout.startswith("query") and "Error" not in ended.stderr
 
 
 def test_faiss_is_used_where_it_is_installed(data, capsys, monkeypatch):

@@ -40,7 +40,7 @@ def read_audio(spec: str, root: str | None = None) -> NDArray[np.float32]:
             short, empty or not finite.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(_read_bytes(spec, root))) as file:
+        with soundfile.SoundFile(io.BytesIO(read_bytes(spec, root))) as file:
             declared, rate = file.frames, file.samplerate
             channels = file.read(dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
@@ -72,7 +72,7 @@ def audio_duration(spec: str, root: str | None = None) -> int:
         AudioError: no such file, offset outside the archive, not an audio file, or empty.
     """
     try:
-        info = soundfile.info(io.BytesIO(_read_bytes(spec, root)))
+        info = soundfile.info(io.BytesIO(read_bytes(spec, root)))
     except soundfile.SoundFileError as error:
         raise _undecodable(spec, error) from error
     # Halves go up, as in soxr.
@@ -125,8 +125,16 @@ def split_slice(spec: str) -> tuple[str, int, int]:
     return (match["path"], int(match["offset"]), int(match["length"])) if match else (spec, 0, 0)
 
 
-def _read_bytes(spec: str, root: str | None) -> bytes:
-    """Encoded audio that a spec stands for."""
+def read_bytes(spec: str, root: str | None = None) -> bytes:
+    """Encoded audio that a spec stands for.
+
+    Args:
+        spec: as in :func:`read_audio`.
+        root: folder that a relative path starts from.
+
+    Raises:
+        AudioError: no such file, or a slice outside the archive.
+    """
     match = _SLICE.fullmatch(spec)
     path = os.path.join(root or "", match["path"] if match else spec)
     if not os.path.isfile(path):

@@ -25,6 +25,12 @@ SIDECAR = {
     "texts_sha256": str,
 }
 
+#: By how much the length of a normalised vector may differ from 1; float16 rounds less.
+LENGTH_TOLERANCE = 0.01
+
+#: Vectors read at a time when all are checked.
+CHECKED_ROWS = 1 << 14
+
 
 class TeacherEmbeddingsError(ValueError):
     """Embeddings that do not fit the manifest; names the file, the row, expected and found."""
@@ -101,8 +107,30 @@ class TeacherEmbeddings:
             )
 
     def __getitem__(self, row: int) -> Tensor:
-        """Vector of a row, shape (D,) float32, of length 1 up to the rounding of float16."""
-        return torch.from_numpy(self._vectors[row].astype(np.float32))
+        """Vector of a row, shape (D,) float32, of length 1 up to the rounding of float16.
+
+        Raises:
+            TeacherEmbeddingsError: the file holds another one in its place.
+        """
+        vector = self._vectors[row].astype(np.float32)
+        self._check_lengths(vector[None], row)
+        return torch.from_numpy(vector)
+
+    def check_vectors(self) -> None:
+        """Read all vectors and refuse one whose length is not 1 (``TeacherEmbeddingsError``)."""
+        for start in range(0, len(self), CHECKED_ROWS):
+            block = self._vectors[start : start + CHECKED_ROWS].astype(np.float32)
+            self._check_lengths(block, start)
+
+    def _check_lengths(self, vectors: NDArray[np.float32], first: int) -> None:
+        lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1)
+        wrong = ~(np.abs(lengths - 1) < LENGTH_TOLERANCE)  # NaN too
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise TeacherEmbeddingsError(
+                f"{self.path}: row {first + row}: expected a vector of length 1, found one of length "
+                f"{lengths[row]}; embed again what it was made from"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the vectors out, which pickle would copy from disk to the last one."""

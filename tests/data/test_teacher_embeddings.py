@@ -77,6 +77,20 @@ def test_texts_count_and_nothing_else(path):
     assert len(open_embeddings(path)) == 10
 
 
+@pytest.mark.parametrize("value", [0, np.nan, np.inf, 0.5])
+def test_a_vector_of_another_length_is_an_error(path, value):
+    vectors = np.load(path.with_name("train.labse.npy"))
+    vectors[4] = value
+    np.save(path.with_name("train.labse.npy"), vectors)
+    embeddings = open_embeddings(path)
+    message = r"train\.labse\.npy: row 4: expected a vector of length 1, found one of length"
+    with pytest.raises(TeacherEmbeddingsError, match=message):
+        embeddings[4]
+    with pytest.raises(TeacherEmbeddingsError, match=message):
+        embeddings.check_vectors()
+    assert len(embeddings[3]) == DIMENSION
+
+
 def test_vectors_stay_on_disk(path):
     embeddings = open_embeddings(path)
     assert isinstance(embeddings._vectors.base, np.memmap)
