@@ -16,7 +16,16 @@ ALLOWED = {
     "models": {"models", "modules", "pretrained", "compat"},
     "criterions": {"criterions"},
     "optim": {"optim"},
-    "tasks": {"tasks", "data", "generator", "scoring", "pair_metrics", "retrieval", "compat"},
+    "tasks": {
+        "tasks",
+        "data",
+        "generator",
+        "scoring",
+        "pair_metrics",
+        "retrieval",
+        "optim",
+        "compat",
+    },
 }
 #: What of fairseq they may import; None = anything.
 FAIRSEQ = {"modules": (), "data": ("fairseq.data",), "data_prep": ()}

@@ -103,6 +103,10 @@ class SamuXlsrModel(RecordedModel):
         model.name_parts({"encoder": frames.transformer})
         return model
 
+    def waiting_parameters(self) -> list[nn.Parameter]:
+        """List the parameters of the encoder that do not train yet."""
+        return self.encoder.waiting_parameters()
+
     def forward(
         self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor | None = None
     ) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fairseq_samu.models.speech_frames import SpeechFrames
 from fairseq_samu.modules.adapter import Adapter
 from fairseq_samu.modules.added_weights import with_added
 from fairseq_samu.modules.encoder_view import FeatureNoise
+from fairseq_samu.modules.late_training import expected_by_workers, without_gradients
 from fairseq_samu.modules.layer_weighting import LayerWeighting
 from fairseq_samu.modules.sentence_head import POOLINGS, SentenceHead
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
@@ -114,6 +115,13 @@ class SpeechEncoderConfig(FairseqDataclass):
             "too); or some of adapters, attention, layernorm, top-N (the last N layers), with commas"
         },
     )
+    freeze_encoder_updates: int = field(
+        default=0,
+        metadata={
+            "help": "updates before the encoder trains (the sentence head of a view waits with it); "
+            "from then on the parts named by train_encoder do"
+        },
+    )
     encoder_adapter_dim: int = field(
         default=0,
         metadata={
@@ -171,8 +179,9 @@ class SpeechEncoder(FairseqEncoder):
         self.positions = positions
         self.view = view
         self.noise = FeatureNoise(noise)
-        for part in self._frozen_with_frames():
-            part.requires_grad_(False)
+        if frames.never_trains:
+            for part in self._frozen_with_frames():
+                part.requires_grad_(False)
 
     def _frozen_with_frames(self) -> list[nn.Module]:
         """Find what a frozen network takes along: the head it is read through, and what that reads."""
@@ -187,6 +196,18 @@ class SpeechEncoder(FairseqEncoder):
             part.eval()
         return self
 
+    def set_num_updates(self, num_updates: int) -> None:
+        """Tell the parts how many updates were made; what trains from now on leaves evaluation."""
+        super().set_num_updates(num_updates)
+        self.train(self.training)
+
+    def waiting_parameters(self) -> list[nn.Parameter]:
+        """List the parameters that do not train yet."""
+        waiting = self.wav2vec2.waiting_parameters()
+        if waiting:
+            waiting += [p for part in self._frozen_with_frames() for p in part.parameters()]
+        return waiting
+
     def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> dict[str, list[Tensor]]:
         """Encode a batch.
 
@@ -200,10 +221,14 @@ class SpeechEncoder(FairseqEncoder):
             ``speech_padding_mask`` (B, T), the frames before the adaptor; ``ctc_logits``
             (T, B, V), or an empty list without CTC; and fairseq's remaining keys, empty.
         """
-        speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
+        waiting = self.waiting_parameters()
+        with without_gradients(waiting):
+            speech, speech_padding_mask = self.wav2vec2(src_tokens, src_lengths)
+        speech = expected_by_workers(speech, waiting)
         x, padding_mask = speech, speech_padding_mask
         if self.view is not None:
-            x, padding_mask = self.view(x, padding_mask)
+            with without_gradients(waiting):
+                x, padding_mask = self.view(x, padding_mask)
         x, padding_mask = self.adaptor(self.noise(x, padding_mask), padding_mask)
         if self.positions is not None:
             # The mask stands for tokens: padded frames have the padding index, 1.
@@ -271,7 +296,7 @@ def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
     if cfg.speech_encoder_path is None:
         check_heads(cfg, "encoder")
         frames = _new_frames(cfg)
-        frames.train_only(cfg.train_encoder)
+        frames.train_only(cfg.train_encoder, cfg.freeze_encoder_updates, "encoder")
         return frames, None
     path = cfg.speech_encoder_path
     checkpoint = load_speech_encoder(path)
@@ -289,7 +314,7 @@ def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
             f"{path}: the weights do not fit the options saved with them: {error}"
         ) from error
     cfg.speech_encoder_path = None
-    frames.train_only(cfg.train_encoder)
+    frames.train_only(cfg.train_encoder, cfg.freeze_encoder_updates, "encoder")
     return frames, head
 
 

@@ -14,13 +14,14 @@ from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
 from fairseq_samu.modules.adapter import Adapter
+from fairseq_samu.modules.late_training import LateTraining
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.layer_weighting import LayerWeighting
 from fairseq_samu.modules.log_mel import HOP, WINDOW, LogMel
 from fairseq_samu.modules.masked_group_norm import MaskedGroupNorm
 from fairseq_samu.modules.padding import padding_mask as make_padding_mask
 from fairseq_samu.modules.span_mask import span_mask
-from fairseq_samu.modules.trained_parts import Transformer, train_only
+from fairseq_samu.modules.trained_parts import Transformer
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
 
 
@@ -65,13 +66,14 @@ class SpeechLayer(TransformerSentenceEncoderLayer):
         return x if self.layer_norm_first else self.final_layer_norm(x)
 
 
-class SpeechFrames(Wav2Vec2Model):
+class SpeechFrames(LateTraining, Wav2Vec2Model):
     """wav2vec 2.0 without its pre-training parts: waveforms in, frames out.
 
     Parameters are named as in fairseq. Unlike fairseq's, the frames of an utterance do not depend
     on the padding beside it in either extractor mode, masks and skipped layers follow torch's
     random generator (and so repeat when training resumes), and every parameter that requires a
-    gradient gets one in every update.
+    gradient gets one in every update. Where nothing trains there is no dropout, no mask and no graph;
+    else what is frozen keeps its dropout, as the parts that train are used to.
 
     Args:
         cfg: sizes, dropout, masking and ``feature_grad_mult``; ``conv_feature_layers`` has to be a
@@ -122,7 +124,6 @@ class SpeechFrames(Wav2Vec2Model):
             for layer in self.encoder.layers:
                 layer.add_adapters(adapter_dim)
         self.layer_weighting = LayerWeighting(cfg.encoder_layers + 1) if layer_weighting else None
-        self.frozen = False
         for module in self.modules():
             if isinstance(module, nn.GELU):
                 module.register_forward_hook(_make_gradient_contiguous)
@@ -136,27 +137,6 @@ class SpeechFrames(Wav2Vec2Model):
         """What there is to train; the weights of the layers are no part of it."""
         outside = [] if self.layer_weighting is None else [self.layer_weighting]
         return Transformer(self, self.encoder.layers, [self.feature_extractor], outside)
-
-    def train_only(self, names: str) -> None:
-        """Freeze all but the named parts of the network.
-
-        With ``none`` the network computes as in evaluation from now on: no dropout, no masks, no
-        graph. Else what is frozen keeps its dropout, as the parts that train are used to.
-
-        Args:
-            names: see ``fairseq_samu.modules.trained_parts.train_only``.
-
-        Raises:
-            ValueError: names that do not exist or contradict each other.
-        """
-        train_only(self.transformer, names, "--train-encoder", "--encoder-adapter-dim")
-        self.frozen = names.strip() == "none"
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "SpeechFrames":
-        """Switch to training or evaluation; a frozen network stays in evaluation."""
-        super().train(mode and not self.frozen)
-        return self
 
     @property
     def receptive_field(self) -> int:

@@ -30,10 +30,15 @@ from fairseq_samu.models.speech_encoder import (
 )
 from fairseq_samu.modules.adapter import Adapter
 from fairseq_samu.modules.encoder_view import VIEWS, PooledView, ProjectedView
+from fairseq_samu.modules.late_training import (
+    LateTraining,
+    expected_by_workers,
+    without_gradients,
+)
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, NoAdaptor
 from fairseq_samu.modules.sentence_head import SentenceHead
-from fairseq_samu.modules.trained_parts import Transformer, train_only
+from fairseq_samu.modules.trained_parts import Transformer
 
 ADAPTORS = ChoiceEnum(["none", "linear", "conv"])
 ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
@@ -138,6 +143,12 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
             "target), cross-attention, layernorm, top-N (the last N layers), with commas"
         },
     )
+    freeze_decoder_updates: int = field(
+        default=0,
+        metadata={
+            "help": "updates before the decoder trains; from then on the parts named by train_decoder do"
+        },
+    )
     decoder_adapter_dim: int = field(
         default=0,
         metadata={
@@ -168,7 +179,7 @@ class TextDecoderLayer(TransformerDecoderLayerBase):
         return self.adapter(x), attention, state
 
 
-class TextDecoder(TransformerDecoderBase):
+class TextDecoder(LateTraining, TransformerDecoderBase):
     """fairseq's Transformer decoder, whose skipped layers still get a gradient (of zero).
 
     Args:
@@ -188,7 +199,6 @@ class TextDecoder(TransformerDecoderBase):
         layerdrop: float,
         adapter_dim: int = 0,
     ) -> None:
-        self.frozen = False
         super().__init__(cfg, dictionary, embed_tokens)
         for layer in self.layers:
             layer.layerdrop = layerdrop
@@ -207,23 +217,12 @@ class TextDecoder(TransformerDecoderBase):
         """What there is to train."""
         return Transformer(self, self.layers)
 
-    def train_only(self, names: str) -> None:
-        """Freeze all but the named parts; with ``none`` dropout stays off from now on.
-
-        Args:
-            names: see ``fairseq_samu.modules.trained_parts.train_only``.
-
-        Raises:
-            ValueError: names that do not exist or contradict each other.
-        """
-        train_only(self.transformer, names, "--train-decoder", "--decoder-adapter-dim")
-        self.frozen = names.strip() == "none"
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "TextDecoder":
-        """Switch to training or evaluation; a frozen decoder stays in evaluation."""
-        super().train(mode and not self.frozen)
-        return self
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Decode as fairseq's decoder does, without graphs to what does not train yet."""
+        waiting = self.waiting_parameters()
+        with without_gradients(waiting):
+            x, extra = super().forward(*args, **kwargs)
+        return expected_by_workers(x, waiting), extra
 
 
 @register_model("xlsr_mbart_st", dataclass=XlsrMbartStConfig)
@@ -314,6 +313,10 @@ class XlsrMbartStModel(RecordedModel, FairseqEncoderDecoderModel):
         model.register_settings(cfg, task)
         model.name_parts({"encoder": frames.transformer, "decoder": decoder.transformer})
         return model
+
+    def waiting_parameters(self) -> list[nn.Parameter]:
+        """List the parameters of encoder and decoder that do not train yet."""
+        return [*self.encoder.waiting_parameters(), *self.decoder.waiting_parameters()]
 
     def forward(
         self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor
@@ -411,5 +414,5 @@ def _build_decoder(cfg: Any, dictionary: Dictionary) -> TextDecoder:
     decoder = TextDecoder(
         decoder_cfg, dictionary, embedding, cfg.decoder_layerdrop, cfg.decoder_adapter_dim
     )
-    decoder.train_only(cfg.train_decoder)
+    decoder.train_only(cfg.train_decoder, cfg.freeze_decoder_updates, "decoder")
     return decoder

@@ -22,6 +22,7 @@ from fairseq_samu.data.speech_to_text_dataset import SpeechToTextSamuDataset
 from fairseq_samu.data.teacher_embeddings import TeacherEmbeddings
 from fairseq_samu.data.text_codec import TextCodec
 from fairseq_samu.generator import choose_generator
+from fairseq_samu.optim.skipped_parameters import drop_gradients
 from fairseq_samu.pair_metrics import (
     log_pair_distances,
     log_pair_losses,
@@ -187,6 +188,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             rows = rows_of_source_langs(manifest, self.source_langs, need_all=training)
             others = len(manifest) - len(rows)
             logger.info("%s: rows of other source languages left out: %d", path, others)
+        transcripts = self.transcript_codec
         dictionary = self.target_dictionary or Dictionary()  # the special symbols of all are alike
         dataset = SpeechToTextSamuDataset(
             manifest,
@@ -196,9 +198,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
             eos=dictionary.eos(),
             prefix_size=self.tags.prefix_size,
             normalize=self.cfg.normalize == "utterance",
-            encode_transcript=self.transcript_codec.encode_symbols
-            if self.transcript_codec
-            else None,
+            encode_transcript=transcripts.encode_symbols if transcripts else None,
             shuffle=training,
             seed=self.cfg.seed,
             alpha=self.alpha if training else 1.0,
@@ -216,9 +216,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         if dataset.overlong:
             logger.warning("%s: %s", path, dataset.overlong_report())
         if training and self.alpha != 1.0:
-            logger.info(
-                "%s: re-sampled with alpha %g: %s", path, self.alpha, dataset.drawn_report()
-            )
+            drawn = dataset.drawn_report()
+            logger.info("%s: re-sampled with alpha %g: %s", path, self.alpha, drawn)
         dataset.check_examples(CHECKED_EXAMPLES)
         if self.cfg.eval_bleu:
             for pair in range(len(self.pairs)):
@@ -246,12 +245,8 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         self._epoch_itrs[dataset] = epoch_itr
         batches = epoch_itr.frozen_batches
         if isinstance(dataset, SpeechToTextSamuDataset) and len(batches) > 0:
-            logger.info(
-                "%s: %d batches, %.1f %% padding",
-                dataset.manifest.path,
-                len(batches),
-                100 * dataset.padding_share(batches),
-            )
+            share, path = 100 * dataset.padding_share(batches), dataset.manifest.path
+            logger.info("%s: %d batches, %.1f %% padding", path, len(batches), share)
         return epoch_itr
 
     def get_interactive_tokens_and_lengths(
@@ -262,9 +257,7 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         lengths = []
         for number, path in enumerate(paths, start=1):
             if not path:
-                raise ValueError(
-                    f"line {number}: expected the path of an audio file, found nothing"
-                )
+                raise ValueError(f"line {number}: expected a path of an audio file, found none")
             lengths.append(audio_duration(path, self.cfg.audio_root))
             if not self.cfg.min_source_positions <= lengths[-1] <= self.cfg.max_source_positions:
                 raise ValueError(
@@ -305,6 +298,11 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
                 sample, model, criterion, optimizer, update_num, ignore_grad
             )
         return step
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """Update the weights, but for those that do not train yet."""
+        drop_gradients(optimizer, getattr(model, "waiting_parameters", list)())
+        super().optimizer_step(optimizer, model, update_num)
 
     def _autocast(self, sample: Dict[str, Any]) -> torch.autocast:
         """Context in which models meet a batch."""

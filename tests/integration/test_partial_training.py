@@ -25,7 +25,8 @@ def test_frozen_weights_stay_over_updates_of_two_workers(
                 "--encoder-adapter-dim", "4", "--train-encoder", "adapters,layernorm",
                 "--encoder-layer-weighting", "--encoder-layerdrop", "0.5", "--mask-prob", "0.3",
                 "--decoder-adapter-dim", "4", "--train-decoder", "adapters,cross-attention",
-                "--weight-decay", "0.1", "--max-update", "3", "--save-interval-updates", "1",
+                "--freeze-decoder-updates", "3",
+                "--weight-decay", "0.1", "--max-update", "5", "--save-interval-updates", "1",
                 "--disable-validation", "--save-dir", str(tmp_path),
                 "--distributed-world-size", "2", "--distributed-rank", str(rank),
                 "--distributed-backend", "gloo", "--distributed-no-spawn", "--ddp-backend", "legacy_ddp",
@@ -38,9 +39,9 @@ def test_frozen_weights_stay_over_updates_of_two_workers(
     ]  # fmt: skip
     logs = [worker.communicate(timeout=300)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], logs[0][-4000:] + logs[1][-4000:]
-    first, last = (
-        compat.load_checkpoint(str(tmp_path / name))["model"]
-        for name in ("checkpoint_1_1.pt", "checkpoint_last.pt")
+    first, third, last = (
+        compat.load_checkpoint(str(next(tmp_path.glob(name))))["model"]
+        for name in ("checkpoint_*_1.pt", "checkpoint_*_3.pt", "checkpoint_last.pt")
     )
     moved = {name for name, weight in last.items() if not weight.equal(first[name])}
     expected = {
@@ -56,4 +57,6 @@ def test_frozen_weights_stay_over_updates_of_two_workers(
         )
     }
     assert moved == expected
+    moved = {name for name, weight in third.items() if not weight.equal(first[name])}
+    assert moved == {name for name in expected if not name.startswith("decoder.")}
     assert "encoder.adapters" in logs[0]

@@ -1,4 +1,4 @@
-"""Parts of a model under fairseq's own trainer: their learning rates."""
+"""Parts of a model under fairseq's own trainer: their learning rates, and when they train."""
 
 import math
 
@@ -158,3 +158,108 @@ def test_parts_survive_reduced_precision(make_trainer, precision):
     }
     model = trainer.get_model()
     assert sizes["outside"] == sum(p.numel() for p in model.encoder.adaptor.parameters())
+
+
+# --- Parts that wait ------------------------------------------------------------------------------
+
+WAITING = ["--optimizer", "adam", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "2"]
+WAITING += ["--freeze-encoder-updates", "2", "--freeze-decoder-updates", "3"]
+#: How many of five updates move the weights whose names begin so.
+UPDATES = {"encoder.wav2vec2.": 3, "encoder.adaptor.": 5, "decoder.": 2}
+
+
+def starts_of(name):
+    return next(start for start in UPDATES if name.startswith(start))
+
+
+def in_optimizer(trainer):
+    """Names and parameters as the optimiser has them, which may be copies."""
+    chosen = [(n, p) for n, p in trainer.get_model().named_parameters() if p.requires_grad]
+    ours = getattr(trainer.optimizer, "fp32_params", [p for _, p in chosen])
+    return {name: own for (name, _), own in zip(chosen, ours, strict=True)}
+
+
+def steps_of(trainer):
+    """Updates that Adam counts for every parameter, 0 where it has made none."""
+    state = trainer.optimizer.optimizer.state
+    return {n: state[p]["step"] if p in state else 0 for n, p in in_optimizer(trainer).items()}
+
+
+def test_waiting_parts_train_as_by_an_optimizer_that_sees_them_late(make_trainer):
+    trainer, batches = make_trainer(
+        *NO_DROPOUT, *WAITING, "--train-decoder", "cross-attention,layernorm"
+    )
+    model = make_trainer(*NO_DROPOUT, "--optimizer", "adam")[0].get_model()
+    criterion = trainer.get_criterion()
+    reference = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.98), eps=1e-14, weight_decay=0.1
+    )
+    for update, rate in enumerate(SCHEDULES["inverse_sqrt"][1][:5]):
+        trainer.train_step(batches[update % 4 : update % 4 + 1])
+        reference.zero_grad()
+        loss, size, _ = criterion(model.train(), {**batches[update % 4], "ignored": False})
+        loss.backward()
+        for name, p in model.named_parameters():
+            chosen = not name.startswith("decoder.") or "norm" in name or "encoder_attn." in name
+            if p.grad is not None:
+                p.grad *= 1 / float(size)
+            if not chosen or update < 5 - UPDATES[starts_of(name)]:
+                p.grad = None
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        expected = {name: p.detach() for name, p in model.named_parameters()}
+        assert_same(weights(trainer), expected, atol=1e-5, rtol=1e-4)
+    assert steps_of(trainer) == {n: UPDATES[starts_of(n)] for n in in_optimizer(trainer)}
+
+
+@pytest.mark.parametrize(
+    "precision", [{}, {"bf16": True}, {"bf16": True, "memory_efficient_bf16": True}], ids=str
+)
+def test_waiting_parts_have_no_gradient_and_do_not_move(make_trainer, precision):
+    """Neither by weight decay nor by what an optimiser keeps from gradients of zero."""
+    trainer, batches = make_trainer(
+        *WAITING, "--encoder-layerdrop", "0.5", "--mask-prob", "0.3", "--encoder-layer-weighting",
+        **precision,
+    )  # fmt: skip
+    for update in range(5):
+        before = weights(trainer)
+        trainer.train_step(batches[:2])
+        model = trainer.get_model()
+        trains = {start: update >= 5 - count for start, count in UPDATES.items()}
+        assert model.encoder.wav2vec2.training == trains["encoder.wav2vec2."]
+        assert model.decoder.training == model.decoder.layers[0].training == trains["decoder."]
+        for name, p in model.named_parameters():
+            moves = trains[starts_of(name)] or "layer_weighting" in name
+            assert moves or torch.equal(p, before[name]), f"{name} moved in update {update}"
+            assert p.requires_grad or "feature_extractor" in name or "mask_emb" in name, name
+    found = steps_of(trainer)
+    for name, steps in found.items():
+        assert steps == (5 if "layer_weighting" in name else UPDATES[starts_of(name)]), name
+
+
+@pytest.mark.parametrize("saved", [1, 4])
+def test_resuming_before_and_after_parts_began_to_train(make_trainer, tmp_path, saved):
+    whole, batches = make_trainer(*WAITING, "--encoder-layerdrop", "0.5")
+    for update in range(6):
+        if update == saved:
+            position = {"epoch": 1, "version": 2, "iterations_in_epoch": saved}
+            whole.consolidate_optimizer()
+            whole.save_checkpoint(str(tmp_path / "saved.pt"), {"train_iterator": position})
+        whole.train_step([batches[update % 4]])
+    resumed, _ = make_trainer(*WAITING, "--encoder-layerdrop", "0.5")
+    resumed.load_checkpoint(str(tmp_path / "saved.pt"))
+    for update in range(saved, 6):
+        resumed.train_step([batches[update % 4]])
+    assert_same(weights(resumed), weights(whole), atol=0, rtol=0)
+    assert steps_of(resumed) == steps_of(whole)
+
+
+def test_validation_leaves_a_part_that_trains_in_training(make_trainer):
+    trainer, batches = make_trainer(*WAITING)
+    for _ in range(3):
+        trainer.train_step(batches[:1])
+        trainer.valid_step(batches[0])
+        assert not any(module.training for module in trainer.get_model().modules())
+    trainer.train_step(batches[:1])
+    assert all(module.training for module in trainer.get_model().modules())

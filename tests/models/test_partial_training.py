@@ -16,6 +16,7 @@ from torch import nn
 
 import fairseq_samu.models  # noqa: F401  (registers the models)
 from fairseq_samu.modules.adapter import Adapter
+from fairseq_samu.optim.skipped_parameters import drop_gradients
 
 SIZES = {
     "encoder_conv_layers": "[(8, 20, 10), (16, 8, 4), (12, 4, 4)]", "encoder_layers": 3,
@@ -264,6 +265,7 @@ CHOICES = [
     {"train_encoder": "none", "train_decoder": "none"},
     {"train_encoder": "all", "train_decoder": "cross-attention"},
 ]
+LATE = {"freeze_encoder_updates": 2, "freeze_decoder_updates": 1, "train_encoder": "layernorm"}
 LIVELY = {
     "ctc": True, "encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5, "mask_prob": 0.3,
     "encoder_layer_weighting": True, **ADAPTERS,
@@ -322,6 +324,51 @@ def test_a_partly_frozen_network_keeps_its_dropout():
     assert all(module.training for module in model.modules())
 
 
+def graded(model):
+    """Names of the parameters that a backward pass reaches."""
+    model.zero_grad(set_to_none=True)
+    logits, extra = model(*batch(), TOKENS)
+    (logits.square().sum() + extra["encoder_out"]["ctc_logits"][0].square().sum()).backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("view", ["hidden", "projected", "pooled"])
+def test_parts_that_wait_are_frozen_and_then_exactly_the_chosen_ones_train(view):
+    options = {**LIVELY, "encoder_view": view, "sentence_dim": 6, **LNA}
+    options.update(encoder_layerdrop=0.0, decoder_layerdrop=0.0)
+    model = randomize(
+        build(TRANSLATOR, **options, freeze_encoder_updates=2, freeze_decoder_updates=1)[0]
+    ).train()
+    assert trained(model) == trained(build(TRANSLATOR, **options)[0])  # optimisers ask once
+    # The head that a frozen encoder is read through waits with it, and the mixture that it reads.
+    head = ("encoder.view.", "encoder.wav2vec2.layer_weighting.") if view != "hidden" else ()
+    with_encoder = {
+        n for n in trained(model) if n.startswith(("encoder.wav2vec2.", "encoder.view."))
+        if n.startswith(head) or "layer_weighting" not in n
+    }  # fmt: skip
+    with_decoder = {n for n in trained(model) if n.startswith("decoder.")}
+    assert with_encoder and with_decoder
+    for updates, waiting in ((0, with_encoder | with_decoder), (1, with_encoder), (2, set())):
+        model.set_num_updates(updates)
+        frames = model.encoder.wav2vec2
+        assert frames.training == frames.encoder.layers[0].training == (updates == 2)
+        assert model.decoder.layers[0].training == (updates >= 1)
+        assert model.encoder.view is None or model.encoder.view.training == (updates == 2)
+        assert model.encoder.adaptor.training
+        assert graded(model) == trained(model) - waiting
+        listed = {id(p) for p in model.waiting_parameters()}
+        assert listed == {id(p) for n, p in model.named_parameters() if n in waiting}
+
+
+def test_a_waiting_encoder_has_no_graph_at_all():
+    model = build(
+        TRANSLATOR, **LIVELY | {"encoder_layer_weighting": False}, freeze_encoder_updates=2
+    )[0]
+    assert not model.train().encoder(*batch())["speech_out"][0].requires_grad
+    model.set_num_updates(2)
+    assert model.encoder(*batch())["speech_out"][0].requires_grad
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -330,6 +377,11 @@ def test_a_partly_frozen_network_keeps_its_dropout():
         ({"train_decoder": "adapters"}, "--train-decoder adapters.*--decoder-adapter-dim"),
         ({"train_decoder": "top-4"}, "--train-decoder: .*cross-attention, .*last N of 3 layers"),
         ({"encoder_adapter_dim": -2}, "at least 1, found -2"),
+        ({"freeze_encoder_updates": -1}, "--freeze-encoder-updates: expected 0 or more.*found -1"),
+        (
+            {"train_decoder": "none", "freeze_decoder_updates": 5},
+            "--freeze-decoder-updates: .* 0 with --train-decoder none, found 5",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_choices_are_refused(wrong, message):
@@ -414,25 +466,35 @@ def test_another_adapter_width_than_the_checkpoints_is_refused(tmp_path):
 
 
 def train_distributed(rank: int, port: int) -> None:
-    """One of two workers: three updates under each choice, with torch's own wrapper."""
+    """One of two workers: four updates under each choice, with torch's own wrapper."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2
     )
-    for choice in CHOICES:
+    for choice in [*CHOICES, LATE]:
         model = randomize(build(TRANSLATOR, **LIVELY, **choice)[0]).train()
         frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
         parallel = nn.parallel.DistributedDataParallel(model)
         chosen = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(chosen, lr=0.01, weight_decay=0.5)
         wave, lengths = batch()
-        for update in range(3):
+        for update in range(4):
             torch.manual_seed(update)  # fairseq seeds workers alike: they drop the same layers
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=True)
+            model.set_num_updates(update)
+            waiting = {
+                n: p.clone()
+                for n, p in model.named_parameters()
+                if p in {*model.waiting_parameters()}
+            }
+            assert bool(waiting) == (update < choice.get("freeze_encoder_updates", 0))
             logits, extra = parallel(wave * (rank + 1), lengths, TOKENS)
             ctc = extra["encoder_out"]["ctc_logits"][0]
             (logits.square().mean() + ctc.square().mean()).backward()
+            drop_gradients(optimizer, model.waiting_parameters())
             optimizer.step()
+            for name, p in model.named_parameters():
+                assert name not in waiting or torch.equal(p, waiting[name]), name
         for name, p in model.named_parameters():
             assert name not in frozen or torch.equal(p, frozen[name]), name
             both = [torch.empty_like(p) for _ in range(2)]
