@@ -15,6 +15,7 @@ from fairseq import checkpoint_utils, scoring, utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.distributed.utils import _TensorPlaceholder
 from fairseq.logging import meters
+from fairseq.nan_detector import NanDetector
 from omegaconf import OmegaConf
 
 import fairseq_samu
@@ -340,6 +341,20 @@ def test_transformer_configurations_share_nothing():
     assert (second.decoder.layers, second.encoder.layers, second.quant_noise.pq) == (6, 6, 0)
     third = compat.fresh_transformer_config()
     assert third.decoder.layers == third.encoder.layers == 6
+
+
+def test_nan_gradients_of_encoders_are_looked_for_without_an_error_of_their_own(caplog):
+    class Encoder(torch.nn.Linear):
+        def forward(self, x):
+            return {"encoder_out": [super().forward(x)], "src_tokens": []}
+
+    encoder = Encoder(2, 2)
+    caplog.set_level("INFO", "fairseq.nan_detector")
+    with NanDetector(encoder):
+        (encoder(torch.ones(1, 2))["encoder_out"][0].sum() * float("nan")).backward()
+        encoder(torch.full((1, 2), float("nan")))
+    assert "NaN detected in output of , shape" in caplog.text
+    assert "Detected nan/inf grad norm" in caplog.text
 
 
 def test_scorer_is_replaced(monkeypatch):

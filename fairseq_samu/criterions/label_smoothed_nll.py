@@ -71,7 +71,7 @@ class LabelSmoothedNllCriterion(FairseqCriterion):  # type: ignore[misc]
             )
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"--label-smoothing: expected 0 ≤ ε < 1, found {label_smoothing}")
-        if ctc_weight < 0:
+        if not 0 <= ctc_weight < math.inf:
             raise ValueError(f"--ctc-weight: expected a value ≥ 0, found {ctc_weight}")
         if ctc_weight > 0 and task.transcript_dictionary is None:
             raise ValueError(
@@ -95,6 +95,11 @@ class LabelSmoothedNllCriterion(FairseqCriterion):  # type: ignore[misc]
         Returns:
             The summed loss, the number to divide its gradient by, and what to log.
         """
+        if sample["target"] is None:
+            raise ValueError(
+                "label_smoothed_nll: expected a model that translates, such as --arch xlsr_mbart_st; "
+                "samu_xlsr trains with --criterion mse_to_labse"
+            )
         net_output = model(**sample["net_input"])
         skip = self.task.tags.prefix_size
         lprobs = model.get_normalized_probs(net_output, log_probs=True)[:, skip:]

@@ -96,12 +96,12 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
         if task.teacher_dim is None:
             raise ValueError("mse_to_labse needs the teacher's embeddings: give the task --teacher")
         weights = (distance_weight, transcript_ctc_weight, contrastive_weight)
-        if min(weights) < 0 or max(weights) == 0:
+        if not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
             raise ValueError(
                 "expected --distance-weight, --transcript-ctc-weight and --contrastive-weight ≥ 0, and "
                 f"one of them above 0, found {', '.join(map(str, weights))}"
             )
-        if contrastive_temperature <= 0:
+        if not 0 < contrastive_temperature < math.inf:
             raise ValueError(
                 f"--contrastive-temperature: expected a value > 0, found {contrastive_temperature}"
             )
@@ -132,6 +132,10 @@ class MseToLabseCriterion(FairseqCriterion):  # type: ignore[misc]
             that of all workers, the value of the loss is not the logged one; its gradient is.
         """
         output = model(**sample["net_input"])
+        if not isinstance(output, dict):
+            raise ValueError(
+                "mse_to_labse: expected a model with utterance vectors, --arch samu_xlsr"
+            )
         teacher = sample["teacher"].float()
         distances = self.distances(output["embedding"], teacher)
         loss = self.distance_weight * distances.sum()

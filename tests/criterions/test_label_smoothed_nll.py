@@ -153,8 +153,16 @@ def test_sums_over_workers_equal_one_batch():
 
 
 @pytest.mark.parametrize(("smoothing", "ctc", "message"), [
-    (1.0, 0.0, "--label-smoothing"), (0.1, -1.0, "--ctc-weight"), (0.1, 0.5, "--transcript-dictionary"),
+    (1.0, 0.0, "--label-smoothing"), (0.1, -1.0, "--ctc-weight"), (0.1, math.nan, "--ctc-weight"),
+    (0.1, 0.5, "--transcript-dictionary"),
 ])  # fmt: skip
 def test_wrong_options(smoothing, ctc, message):
     with pytest.raises(ValueError, match=message):
         build(task(), smoothing=smoothing, ctc_weight=ctc)
+
+
+def test_a_batch_without_targets_is_no_translation_data():
+    with pytest.raises(
+        ValueError, match="expected a model that translates, such as --arch xlsr_mb"
+    ):
+        build(task())(FixedModel(torch.zeros(2, 4, 7)), {**sample(), "target": None})

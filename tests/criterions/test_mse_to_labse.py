@@ -1,5 +1,6 @@
 """The distance to the teacher by hand; a head that nobody trains would be noticed."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -107,7 +108,15 @@ def test_halves_on_two_workers_log_what_one_batch_does():
     ((task(), "cosine", 1.0, 0.1), "--transcript-dictionary"),
     ((task(), "cosine", 1.0, 0.0, -1.0), "--contrastive-weight"),
     ((task(), "cosine", 1.0, 0.0, 1.0, 0.0), "--contrastive-temperature"),
+    ((task(), "cosine", math.nan, 0.0), "--distance-weight"),
+    ((task(), "cosine", 1.0, 0.0, math.inf), "--contrastive-weight"),
+    ((task(), "cosine", 1.0, 0.0, 1.0, math.nan), "--contrastive-temperature"),
 ])  # fmt: skip
 def test_wrong_options(arguments, message):
     with pytest.raises(ValueError, match=message):
         MseToLabseCriterion(*arguments)
+
+
+def test_a_translator_has_no_utterance_vectors():
+    with pytest.raises(ValueError, match="expected a model with utterance vectors"):
+        MseToLabseCriterion(task(), "cosine", 1.0, 0.0)(lambda: (STUDENT, {}), sample())
