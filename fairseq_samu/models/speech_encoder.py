@@ -23,6 +23,17 @@ from fairseq_samu.pretrained.wav2vec2 import ARCHITECTURE, Wav2VecCheckpoint
 EXTRACTOR_MODES = ChoiceEnum(["default", "layer_norm"])
 FEATURES = ChoiceEnum(["waveform", "log_mel"])
 
+#: Options that count something, from 1.
+COUNTS = (
+    "encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_conv_pos",
+    "encoder_conv_pos_groups", "mask_length", "mask_channel_length",
+)  # fmt: skip
+#: Options that are probabilities or shares, from 0 to 1.
+SHARES = (
+    "encoder_dropout", "encoder_attention_dropout", "encoder_activation_dropout", "encoder_layerdrop",
+    "mask_prob", "mask_channel_prob",
+)  # fmt: skip
+
 
 @dataclass
 class SpeechEncoderConfig(FairseqDataclass):
@@ -293,6 +304,7 @@ def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
         ValueError: an option contradicts the checkpoint, its weights do not fit, or there are no such
             parts.
     """
+    _check_numbers(cfg)
     if cfg.speech_encoder_path is None:
         check_heads(cfg, "encoder")
         frames = _new_frames(cfg)
@@ -339,6 +351,23 @@ def check_heads(cfg: Any, part: str) -> None:
         raise ValueError(
             f"--{part}-attention-heads: expected a number that divides --{part}-embed-dim {width}, "
             f"found {heads}"
+        )
+
+
+def _check_numbers(cfg: Any) -> None:
+    """Refuse numbers that mean nothing; fairseq takes some of them without a word."""
+    for name in COUNTS:
+        if cfg[name] < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: expected at least 1, found {cfg[name]}")
+    for name in SHARES:
+        if not 0 <= cfg[name] <= 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: expected a share between 0 and 1, found {cfg[name]}")
+    if cfg.encoder_embed_dim % cfg.encoder_conv_pos_groups:
+        raise ValueError(
+            f"--encoder-conv-pos-groups: expected a number that divides --encoder-embed-dim "
+            f"{cfg.encoder_embed_dim}, found {cfg.encoder_conv_pos_groups}"
         )
 
 

@@ -88,6 +88,19 @@ def test_width_comes_from_the_teacher_and_is_checked():
         make_model(make_task(teacher_dim=None))
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    ({"encoder_layers": -1}, "--encoder-layers: expected at least 1, found -1"),
+    ({"encoder_conv_pos": 0}, "--encoder-conv-pos: expected at least 1, found 0"),
+    ({"mask_prob": -0.5}, "--mask-prob: expected a share between 0 and 1, found -0.5"),
+    ({"encoder_layerdrop": 1.5}, "--encoder-layerdrop: expected a share between 0 and 1, found 1.5"),
+    ({"encoder_dropout": float("nan")}, "--encoder-dropout: expected a share"),
+    ({"encoder_conv_pos_groups": 3}, "--encoder-conv-pos-groups: .* divides --encoder-embed-dim 16, fou"),
+])  # fmt: skip
+def test_numbers_that_mean_nothing_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)
+
+
 def test_settled_options_are_saved():
     whole = OmegaConf.create(
         {"model": {"_name": "samu_xlsr", "input_normalization": "utterance", **SIZES}}
