@@ -32,6 +32,7 @@ setup(
         'fairseq==0.12.2; python_version < "3.11"',
         "numpy",
         "omegaconf",
+        "pyyaml",
         "sacrebleu>=2.0",
         "sacremoses",
         "sentencepiece",

@@ -38,7 +38,7 @@ SETTINGS = (
 
 
 #: Options that add something to a model; recorded where they are set, and where not taken as absent.
-ADDITIONS = (*ENCODER_ADDITIONS, "decoder_adapter_dim")
+ADDITIONS = (*ENCODER_ADDITIONS, "decoder_adapter_dim", "adaptor_blocks")
 #: Those whose additions change nothing at first: models saved without can train on with them.
 NEUTRAL = ("--encoder-adapter-dim", "--decoder-adapter-dim")
 

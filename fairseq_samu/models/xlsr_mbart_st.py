@@ -88,6 +88,13 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
         default=2,
         metadata={"help": "stride of each convolution, or frames that the linear adaptor stacks"},
     )
+    adaptor_blocks: str = field(
+        default="",
+        metadata={
+            "help": "what the conv adaptor has beside its convolutions, as fairseq's xm_transformer may: "
+            "some of projection (to the decoder's width), projection-norm, norm, ffn, with commas"
+        },
+    )
     adaptor_positions: bool = field(
         default=False,
         metadata={
@@ -384,7 +391,10 @@ def _build_adaptor(cfg: Any, width: int) -> nn.Module:
             n_layers=cfg.adaptor_layers,
             kernel_size=cfg.adaptor_kernel_size,
             stride=cfg.adaptor_stride,
+            blocks=cfg.adaptor_blocks,
         )
+    if cfg.adaptor_blocks:
+        raise ValueError(f"--adaptor-blocks: expected --adaptor conv with it, found {kind}")
     if kind == "linear":
         return LinearAdaptor(width, out_dim, stride=cfg.adaptor_stride)
     return NoAdaptor() if width == out_dim else LinearAdaptor(width, out_dim)

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from fairseq_samu.modules.padding import padding_mask as make_padding_mask
 
+#: What may stand around the convolutions, in the order of computation.
+BLOCKS = ("projection", "projection-norm", "norm", "ffn")
+
 
 class NoAdaptor(nn.Module):
     """Hand the frames on as they are."""
@@ -74,12 +77,26 @@ class ConvGLUAdaptor(nn.Module):
         n_layers: number of convolutions.
         kernel_size: frames a kernel spans; odd.
         stride: every layer divides the length by it.
+        blocks: what else there is, names with commas between them. Before the convolutions, in this
+            order: ``projection`` to ``out_dim``, ``projection-norm`` and ``norm``, two layer norms; and
+            ``ffn``, half a feed-forward layer with its residual and a layer norm, before the
+            convolutions and after them.
 
-    Source: Li et al. 2021 (arXiv 2010.12829), Section 2.2 (length adaptor).
+    Raises:
+        ValueError: an impossible shape, or a block that does not exist.
+
+    Source: Li et al. 2021 (arXiv 2010.12829), Section 2.2 (length adaptor); the blocks are those of
+    fairseq's ``Wav2VecEncoderWithAdaptor``.
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, n_layers: int = 3, kernel_size: int = 3, stride: int = 2
+        self,
+        in_dim: int,
+        out_dim: int,
+        n_layers: int = 3,
+        kernel_size: int = 3,
+        stride: int = 2,
+        blocks: str = "",
     ) -> None:
         super().__init__()
         if n_layers < 1:
@@ -88,10 +105,22 @@ class ConvGLUAdaptor(nn.Module):
             raise ValueError(f"the adaptor's kernel size: expected an odd one, found {kernel_size}")
         if stride < 1:
             raise ValueError(f"the adaptor's stride: expected at least 1, found {stride}")
+        names = [name.strip() for name in blocks.split(",") if name.strip()]
+        if not {*names} <= {*BLOCKS}:
+            raise ValueError(
+                f"the adaptor's blocks: expected some of {', '.join(BLOCKS)}, found {blocks!r}"
+            )
         self.stride = stride
+        self.projection = nn.Linear(in_dim, out_dim) if "projection" in names else None
+        width = in_dim if self.projection is None else out_dim
+        self.projection_norm = nn.LayerNorm(width) if "projection-norm" in names else None
+        self.layernorm = nn.LayerNorm(width) if "norm" in names else None
+        ffn = "ffn" in names
+        self.proj = _feed_forward(width) if ffn else None
+        self.proj_ln = nn.LayerNorm(width) if ffn else None
         self.layers = nn.ModuleList(
             nn.Conv1d(
-                in_dim if i == 0 else out_dim,
+                width if i == 0 else out_dim,
                 2 * out_dim,
                 kernel_size,
                 stride=stride,
@@ -99,6 +128,8 @@ class ConvGLUAdaptor(nn.Module):
             )
             for i in range(n_layers)
         )
+        self.post_proj = _feed_forward(out_dim) if ffn else None
+        self.post_proj_ln = nn.LayerNorm(out_dim) if ffn else None
 
     def out_lengths(self, lengths: Tensor) -> Tensor:
         """Vectors that come out of ``lengths`` frames, shape (B,)."""
@@ -119,15 +150,28 @@ class ConvGLUAdaptor(nn.Module):
         Returns:
             Vectors (T', B, D'), zero where padded, and their padding mask (B, T') or None.
         """
+        for block in (self.projection, self.projection_norm, self.layernorm):
+            x = x if block is None else block(x)
+        x = zero_padded(_half_step(x, self.proj, self.proj_ln), padding_mask)
         lengths = None if padding_mask is None else (~padding_mask).sum(dim=1)
-        x = zero_padded(x, padding_mask).permute(1, 2, 0)  # (B, D, T)
+        x = x.permute(1, 2, 0)  # (B, D, T)
         for conv in self.layers:
             x = F.glu(conv(x), dim=1)
             if lengths is not None:
                 lengths = self._conv_lengths(lengths)
                 padding_mask = make_padding_mask(lengths, x.size(2))
                 x = x.masked_fill(padding_mask.unsqueeze(1), 0.0)
-        return x.permute(2, 0, 1), padding_mask
+        x = _half_step(x.permute(2, 0, 1), self.post_proj, self.post_proj_ln)
+        return zero_padded(x, padding_mask), padding_mask
+
+
+def _feed_forward(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+
+
+def _half_step(x: Tensor, feed_forward: nn.Module | None, norm: nn.Module | None) -> Tensor:
+    """Add half of what a feed-forward layer makes of ``x``, and normalise; None leaves it as it is."""
+    return x if feed_forward is None or norm is None else norm(x + 0.5 * feed_forward(x))
 
 
 def zero_padded(x: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -90,11 +90,18 @@ def load_text_decoder(path: str) -> TextDecoderCheckpoint:
     """
     if Path(path).is_dir():
         return _from_hugging_face(path)
-    return _from_fairseq(path)
+    return text_decoder_of(compat.load_checkpoint(path), path)
 
 
-def _from_fairseq(path: str) -> TextDecoderCheckpoint:
-    state = compat.load_checkpoint(path)
+def text_decoder_of(state: dict[str, Any], path: str) -> TextDecoderCheckpoint:
+    """Find the decoder in what a fairseq checkpoint holds.
+
+    Args:
+        state: the content of the file.
+        path: where it was read, for errors.
+
+    Returns, Raises: see ``load_text_decoder``.
+    """
     if not isinstance(state.get("model"), dict):
         raise ValueError(f"{path}: expected a fairseq checkpoint, found no weights under 'model'")
     stored = state.get("cfg") or state.get("args")

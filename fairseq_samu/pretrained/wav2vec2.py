@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
@@ -84,10 +85,23 @@ def load_wav2vec2(path: str) -> Wav2VecCheckpoint:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else, or a variant that is not supported.
     """
-    state = compat.load_checkpoint(path)
+    return wav2vec2_of(compat.load_checkpoint(path), path)
+
+
+def wav2vec2_of(state: dict[str, Any], path: str, w2v_path: str | None = None) -> Wav2VecCheckpoint:
+    """Find the speech encoder in what a checkpoint holds.
+
+    Args:
+        state: the content of the file.
+        path: where it was read, for errors.
+        w2v_path: the pre-trained checkpoint that a fine-tuned one came from, asked for its options if
+            the fine-tuned one does not hold them; None = where it lay at training.
+
+    Returns, Raises: see ``load_wav2vec2``.
+    """
     if not isinstance(state.get("model"), dict):
         raise ValueError(f"{path}: expected a fairseq checkpoint, found no weights under 'model'")
-    model, task = _model_and_task(state, path)
+    model, task = _model_and_task(state, path, w2v_path)
     weights = state["model"]
     own_name = model.get("_name", model.get("arch"))
     if own_name in HEADS:
@@ -134,7 +148,9 @@ def _with_plain_layers(options: dict[str, Any], path: str) -> dict[str, Any]:
     return {**options, "encoder_conv_layers": layers}
 
 
-def _model_and_task(state: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _model_and_task(
+    state: dict[str, Any], path: str, w2v_path: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Find the options of the wav2vec 2.0 model, and those of the task that trained it."""
     if state.get("cfg") is not None:
         options = plain_options(state["cfg"])
@@ -147,10 +163,14 @@ def _model_and_task(state: dict[str, Any], path: str) -> tuple[dict[str, Any], d
     if "w2v_path" in model or model.get("w2v_args") is not None:  # fine-tuned
         inner = plain_options(model.get("w2v_args"))
         if not inner:
-            raise ValueError(
-                f"{path}: the checkpoint was fine-tuned from {model['w2v_path']} and does not say "
-                "what shape that had; give the pre-trained checkpoint instead"
-            )
+            pretrained = w2v_path or str(model["w2v_path"])
+            if w2v_path is None and not Path(pretrained).is_file():
+                raise ValueError(
+                    f"{path}: the checkpoint was fine-tuned from {pretrained} and does not say what shape "
+                    "that had, and there is no such file now; give the pre-trained checkpoint instead "
+                    "(fairseq_samu.import_xm_transformer: beside it, as --w2v-path)"
+                )
+            return _model_and_task(compat.load_checkpoint(pretrained), pretrained, None)
         model = plain_options(inner["model"]) if "model" in inner else inner
         task = plain_options(inner["task"]) if "task" in inner else inner
     return model, task

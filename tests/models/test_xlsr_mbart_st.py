@@ -504,6 +504,7 @@ def test_missing_weights_are_still_an_error() -> None:
     [
         ({"adaptor_stride": 1}, "--adaptor-stride: the checkpoint was trained with '2'.*'1'"),
         ({"encoder_attention_heads": 1}, "--encoder-attention-heads"),
+        ({"adaptor_blocks": "norm"}, "--adaptor-blocks: .* with None, this run says 'norm'"),
         ({"decoder_activation_fn": "gelu"}, "--decoder-activation-fn"),
         ({"decoder_no_scale_embedding": True}, "--decoder-no-scale-embedding"),
     ],
@@ -529,6 +530,11 @@ def test_heads_that_do_not_divide_the_width() -> None:
     for part in ("encoder", "decoder"):  # of 24 and 20
         with pytest.raises(ValueError, match=f"--{part}-attention-heads: expected a number"):
             make_model(**{f"{part}_attention_heads": 7})
+
+
+def test_blocks_belong_to_convolutions() -> None:
+    with pytest.raises(ValueError, match="--adaptor-blocks: expected --adaptor conv .*linear"):
+        make_model(adaptor="linear", adaptor_blocks="ffn")
 
 
 def test_positions_are_those_of_fairseq_and_padding_changes_nothing() -> None:

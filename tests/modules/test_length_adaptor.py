@@ -18,6 +18,8 @@ def adaptors() -> list[nn.Module]:
         LinearAdaptor(IN, OUT, stride=4),
         ConvGLUAdaptor(IN, OUT),
         ConvGLUAdaptor(IN, OUT, n_layers=1, kernel_size=5, stride=3),
+        ConvGLUAdaptor(IN, OUT, blocks="projection,projection-norm,norm,ffn"),
+        ConvGLUAdaptor(IN, OUT, blocks="ffn"),
     ]
 
 
@@ -38,6 +40,36 @@ def test_conv_equals_fairseqs_without_padding(
     found, mask = ours(x, no_padding)
     assert torch.equal(found, expected)
     assert mask is not None and not mask.any() and mask.shape == (2, expected.size(0))
+
+
+@pytest.mark.parametrize(
+    "given", [{"layernorm": True}, {"proj": True}, {"layernorm": True, "proj": True}]
+)
+@torch.no_grad()
+def test_blocks_equal_fairseqs(given: dict[str, bool]) -> None:
+    blocks = ",".join({"layernorm": "norm", "proj": "ffn"}[name] for name in given)
+    fairseqs = Conv1dAdaptor(IN, OUT, 2, **given)
+    for parameter in fairseqs.parameters():
+        parameter.normal_()
+    ours = ConvGLUAdaptor(IN, OUT, 2, blocks=blocks)
+    ours.load_state_dict(fairseqs.state_dict())
+    x = torch.randn(17, 2, IN)
+    assert torch.allclose(ours(x, None)[0], fairseqs(x, None)[0], atol=1e-6)
+
+
+@torch.no_grad()
+def test_projection_comes_first() -> None:
+    adaptor = ConvGLUAdaptor(
+        3, 2, n_layers=1, kernel_size=1, stride=1, blocks="projection,projection-norm"
+    )
+    assert isinstance(adaptor.projection, nn.Linear) and isinstance(adaptor.layers[0], nn.Conv1d)
+    adaptor.projection.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1]]))
+    adaptor.projection.bias.zero_()
+    adaptor.layers[0].weight.copy_(torch.tensor([[1.0, 0], [0, 1], [0, 0], [0, 0]]).unsqueeze(2))
+    adaptor.layers[0].bias.zero_()
+    out, _ = adaptor(torch.tensor([[[6.0, 9.0, 2.0]]]), None)
+    # (6, 2) normalised is (1, -1); the gate is sigmoid(0)
+    assert torch.allclose(out, torch.tensor([[[0.5, -0.5]]]), atol=1e-4)
 
 
 @pytest.mark.parametrize("adaptor", adaptors(), ids=lambda a: type(a).__name__)
@@ -79,7 +111,7 @@ def test_linear_stacks_consecutive_frames() -> None:
 def test_gradients_reach_everything(adaptor: nn.Module) -> None:
     x = torch.randn(20, 2, IN, requires_grad=True)
     out, _ = adaptor(x, padding_mask(torch.tensor([20, 12]), 20))
-    out.sum().backward()
+    (out * torch.randn_like(out)).sum().backward()  # the plain sum of normalised vectors is constant
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adaptor.parameters())
     assert x.grad is not None and (x.grad[12:, 1] == 0).all()
 
@@ -91,6 +123,7 @@ def test_gradients_reach_everything(adaptor: nn.Module) -> None:
         (lambda: ConvGLUAdaptor(2, 2, stride=0), "stride: .* found 0"),
         (lambda: ConvGLUAdaptor(2, 2, kernel_size=4), "kernel size: .* found 4"),
         (lambda: ConvGLUAdaptor(2, 2, n_layers=0), "layers: .* found 0"),
+        (lambda: ConvGLUAdaptor(2, 2, blocks="norm,fnn"), "projection, .*ffn, found 'norm,fnn'"),
     ],
 )
 def test_impossible_shapes_are_refused(build, found: str) -> None:  # type: ignore[no-untyped-def]
