@@ -43,15 +43,19 @@ def read_hypotheses(path: Path) -> Dict[int, str]:
         Row number in the manifest → text.
 
     Raises:
-        ValueError: no hypothesis in the file, or a line that is cut off.
+        ValueError: no hypothesis in the file, a line that is cut off, or one that is not UTF-8.
     """
     hypotheses: Dict[int, str] = {}
-    with open(path, encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
+    with open(path, "rb") as lines:
+        for number, content in enumerate(lines, start=1):
+            try:
+                line = content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: expected UTF-8, found {error}") from error
             if not line.startswith("D-"):
                 continue
-            cells = line.rstrip("\n").split("\t", 2)
-            if len(cells) != 3 or not cells[0][2:].isdigit():
+            cells = line.rstrip("\r\n").split("\t", 2)
+            if len(cells) != 3 or not cells[0][2:].isdecimal():
                 raise ValueError(
                     f"{path}:{number}: expected 'D-ROW<tab>score<tab>text', found {line!r}"
                 )
@@ -74,13 +78,14 @@ def check_manifest(path: Path, manifest: Manifest) -> None:
         manifest: the rows.
 
     Raises:
-        ValueError: the manifest is another one; the message names the first row that differs.
+        ValueError: the manifest is another one, of which the message names the first row that differs;
+            or there are no references to tell.
     """
     different, first, count = 0, "", 0
     with open(path, encoding="utf-8", newline="\n") as lines:
         for line in lines:
             row, tab, text = line.rstrip("\n").partition("\t")
-            if not (tab and row.startswith("T-") and row[2:].isdigit()):
+            if not (tab and row.startswith("T-") and row[2:].isdecimal()):
                 continue
             count += 1
             number = int(row[2:])
@@ -92,6 +97,11 @@ def check_manifest(path: Path, manifest: Manifest) -> None:
                 first = (
                     first or f"{manifest.location(number)}: {expected!r}, but {text!r} in {path}"
                 )
+    if count == 0:
+        raise ValueError(
+            f"{path}: expected fairseq-generate's whole output, whose T- lines tell the split it is of, "
+            "found none of them"
+        )
     if different * 2 > count:
         raise ValueError(
             f"expected the manifest of the split that was translated, found {different} of {count} "

@@ -24,7 +24,13 @@ from typing import Dict, List, Optional, Sequence
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.report_page import write_page
 from fairseq_samu.zero_shot_chart import draw_chart
-from fairseq_samu.zero_shot_report import check_seen, compare, load_outputs, markdown
+from fairseq_samu.zero_shot_report import (
+    check_bootstrap,
+    check_seen,
+    compare,
+    load_outputs,
+    markdown,
+)
 from fairseq_samu.zero_shot_run import ZeroShotRun
 
 
@@ -88,6 +94,9 @@ def run(args: argparse.Namespace, generate_options: List[str], train_options: Li
     check_name("--name", args.name)
     manifest = Manifest(args.data / f"{args.split}.tsv")
     check_seen(_languages(args.seen), manifest)
+    check_bootstrap(args.resamples, args.seed)
+    if args.beam < 1:
+        raise ValueError(f"--beam: expected at least 1, found {args.beam}")
     systems: Dict[str, Path] = {}
     if args.baseline is not None:
         if args.name == "baseline":

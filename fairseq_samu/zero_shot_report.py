@@ -23,6 +23,8 @@ RESOURCE_GROUPS: Dict[str, Tuple[str, ...]] = {
     "low": ("nl", "tr", "et", "mn", "ar", "sv", "lv", "sl", "ta", "ja", "id", "cy"),
 }
 METRIC_NAMES = {"bleu": "BLEU", "chrf": "chrF2"}
+#: More say nothing that is worth the hours.
+MAX_RESAMPLES = 1_000_000
 
 
 @dataclass
@@ -89,6 +91,17 @@ def check_seen(seen: Sequence[str], manifest: Manifest) -> None:
         )
 
 
+def check_bootstrap(resamples: int, seed: int) -> None:
+    """Refuse numbers that there is no bootstrap with (``ValueError``)."""
+    if not 40 <= resamples <= MAX_RESAMPLES:
+        raise ValueError(
+            "--resamples: expected at least 40, of which a 95 % interval cuts off one on either side, "
+            f"and at most {MAX_RESAMPLES:,}, found {resamples}"
+        )
+    if seed < 0:
+        raise ValueError(f"--seed: expected 0 or more, found {seed}")
+
+
 def resource_group(pair: Tuple[str, str]) -> Optional[str]:
     """CoVoST-2's group of a language pair; regions and scripts (``zh-CN``, ``pt_BR``) do not matter."""
     source, target = map(base_language, pair)
@@ -148,11 +161,7 @@ def compare(
     """
     if baseline is not None and baseline not in systems:
         raise ValueError(f"--baseline: expected one of {', '.join(systems)}; found {baseline!r}")
-    if resamples < 40:
-        raise ValueError(
-            f"--resamples: expected at least 40, of which a 95 % interval cuts off one on either side, "
-            f"found {resamples}"
-        )
+    check_bootstrap(resamples, seed)
     check_seen(seen, manifest)
     systems = {name: systems[name] for name in sorted(systems, key=lambda name: name != baseline)}
     loaded = load_outputs(manifest, systems)

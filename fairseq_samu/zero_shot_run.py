@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Sequence
 from fairseq import options
 
 import fairseq_samu
+from data_prep.atomic import ReplacedFile
 from fairseq_samu.stages import Stages
 
 #: Options of training that fairseq-generate has to be given alike, unless it gets its own.
@@ -57,6 +58,7 @@ class ZeroShotRun:
         generate_options: Sequence[str],
     ) -> None:
         self.out = out
+        self._record = out / "commands.json"
         self.split = split
         self.generated = out / f"generate-{split}.txt"
         train = _grouped("fairseq-train", train_options)
@@ -68,8 +70,13 @@ class ZeroShotRun:
             if option in train:
                 generate.setdefault(option, train[option])
         generate.setdefault("--scoring", ["sacrebleu"])
-        self.audio_root = Path(train.get("--audio-root", [str(data)])[0])
-        self.updates = int(train.get("--max-update", ["0"])[0])
+        self.audio_root = Path(_value(train, "--audio-root", str(data)))
+        updates = _value(train, "--max-update", "0")
+        if not updates.isdecimal():
+            raise ValueError(
+                f"options of fairseq-train: --max-update: expected a number, found {updates!r}"
+            )
+        self.updates = int(updates)
         folder = str(data.resolve())
         self.train = [folder, *_line(train), "--source-langs", ",".join(seen),
                       "--save-dir", str(out / "checkpoints")]  # fmt: skip
@@ -91,11 +98,12 @@ class ZeroShotRun:
             SystemExit: a command failed, or training left no checkpoint.
         """
         stages = Stages(self.out)
-        record = self.out / "commands.json"
-        if self._recorded().get("generate") != self.generate:
+        if self._recorded().get("generate") != self.generate or not self.generated.is_file():
             stages.forget("generate")
         commands = {"train": self.train, "generate": self.generate}
-        record.write_text(json.dumps(commands, indent=2) + "\n", encoding="utf-8")
+        record = ReplacedFile(self._record)
+        record.temporary.write_text(json.dumps(commands, indent=2) + "\n", encoding="utf-8")
+        record.commit()
         stages.step(
             "train",
             f"Train {self.out.name}",
@@ -120,8 +128,16 @@ class ZeroShotRun:
         raise SystemExit(f"{folder}: expected checkpoint_best.pt or checkpoint_last.pt, found none")
 
     def _recorded(self) -> Dict[str, List[str]]:
-        record = self.out / "commands.json"
-        return json.loads(record.read_text("utf-8")) if record.is_file() else {}
+        if not self._record.is_file():
+            return {}
+        try:
+            commands = json.loads(self._record.read_text("utf-8"))
+            return {name: [str(part) for part in line] for name, line in commands.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._record}: expected the commands of earlier calls, found: {error}; give another "
+                "--name or --out"
+            ) from error
 
     def _check_recorded(self) -> None:
         recorded = self._recorded().get("train", self.train)
@@ -160,6 +176,13 @@ def _grouped(command: str, line: Sequence[str]) -> Dict[str, List[str]]:
         else:
             values.append(token)
     return found
+
+
+def _value(train: Dict[str, List[str]], option: str, default: str) -> str:
+    values = train.get(option, [default])
+    if len(values) != 1:
+        raise ValueError(f"options of fairseq-train: {option}: expected one value, found {values}")
+    return values[0]
 
 
 def _line(grouped: Dict[str, List[str]]) -> List[str]:

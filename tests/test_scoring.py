@@ -98,7 +98,7 @@ def test_score_command_groups_by_pair(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("nothing here\n", "no line that starts with D-"), ("D-0\tcut off\n", "generate.txt:1"),
-    ("D-9\t0\tx\n", "row 9"),
+    ("D-9\t0\tx\n", "row 9"), ("D-²\t0\tx\n", "generate.txt:1"),
 ])  # fmt: skip
 def test_wrong_files(tmp_path, text, message):
     path = tmp_path / "generate.txt"
@@ -123,3 +123,25 @@ def test_the_manifest_of_another_split_is_refused(tmp_path):
     path.write_text(f"T-0\t{REFERENCES[0]}\nT-1\tx\nT-2\ty\n", "utf-8")
     with pytest.raises(ValueError, match=r"2 of 3 references.*test\.tsv:3"):
         check_manifest(path, FakeManifest())
+
+
+def test_output_that_does_not_tell_its_split_is_refused(tmp_path):
+    path = tmp_path / "generate.txt"
+    path.write_text("D-0\t-0.5\tsome text\n")
+    with pytest.raises(
+        ValueError, match=r"generate\.txt: .*T- lines tell the split it is of, found no"
+    ):
+        check_manifest(path, FakeManifest())
+
+
+def test_output_in_another_encoding_names_the_line(tmp_path):
+    path = tmp_path / "generate.txt"
+    path.write_bytes(b"T-0\ta\nD-0\t-0.5\tcaf\xe9\n")
+    with pytest.raises(ValueError, match=r"generate\.txt:2: expected UTF-8"):
+        read_hypotheses(path)
+
+
+def test_lines_that_end_with_a_carriage_return_hold_the_same_texts(tmp_path):
+    path = tmp_path / "generate.txt"
+    path.write_bytes(b"D-0\t-0.5\tsome text\r\n")
+    assert read_hypotheses(path) == {0: "some text"}

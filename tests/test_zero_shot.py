@@ -240,6 +240,10 @@ def test_names_and_options_that_do_not_fit_are_refused(data, capsys):
     assert "NAME=PATH" in refused(capsys, *base, "--system", data / "samu.txt", *seen)
     assert "found '<b>'" in refused(capsys, *base, "--system", f"<b>={data / 'samu.txt'}", *seen)
     assert "at least 40" in refused(capsys, *base, *system, *seen, "--resamples", "10")
+    found = refused(capsys, *base, *system, *seen, "--resamples", "2000000000000")
+    assert "at most 1,000,000, found 2000000000000" in found
+    found = refused(capsys, *base, *system, *seen, "--seed", "-1")
+    assert "--seed: expected 0 or more, found -1" in found
     assert "at least 1" in refused(capsys, *base, *system, *seen, "--page-examples", "0")
     assert "unrecognized" in refused(capsys, *base, *system, *seen, "--beam", "5")
     assert "nowhere.txt" in refused(capsys, *base, "--system", "a=nowhere.txt", *seen)

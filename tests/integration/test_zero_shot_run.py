@@ -54,6 +54,10 @@ def test_trains_on_the_seen_languages_and_scores_all(corpus, tmp_path, options, 
     main(again)
     shown = capsys.readouterr().out
     assert "Train samu: done before" in shown and "$ fairseq-generate" in shown
+    # What was deleted is made again.
+    (out / "samu" / "generate-test.txt").unlink()
+    main(again)
+    assert "$ fairseq-generate" in capsys.readouterr().out
     # Another training is refused.
     error = refused(capsys, line(corpus, out, [*options, "--dropout", "0.2"]))
     assert "--dropout: absent, now 0.2" in error
@@ -85,4 +89,21 @@ def test_what_cannot_work_is_refused_before_training(corpus, tmp_path, options, 
     assert "found 'a/b'" in refused(capsys, line(corpus, out, options, name="a/b"))
     error = refused(capsys, line(corpus, out, options, "--baseline", tmp_path / "nowhere.txt"))
     assert "nowhere.txt" in error
+    for wrong, message in (
+        (["--max-update"], "--max-update: expected one value, found []"),
+        (["--max-update", "1e3"], "--max-update: expected a number, found '1e3'"),
+        (["--audio-root"], "--audio-root: expected one value, found []"),
+    ):
+        assert message in refused(capsys, line(corpus, out, [*options[:-2], *wrong]))
+    for option, value, message in (
+        ("--beam", "0", "--beam: expected at least 1, found 0"),
+        ("--resamples", "10", "--resamples: expected at least 40"),
+        ("--seed", "-1", "--seed: expected 0 or more, found -1"),
+    ):
+        assert message in refused(capsys, line(corpus, out, options, option, value))
     assert not out.exists()
+    (out / "samu").mkdir(parents=True)
+    for damaged in ('{"train": ["da', "[]"):
+        (out / "samu" / "commands.json").write_text(damaged)
+        error = refused(capsys, line(corpus, out, options))
+        assert "commands.json: expected the commands of earlier calls" in error
