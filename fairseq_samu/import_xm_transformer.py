@@ -2,11 +2,11 @@
 
     python -m fairseq_samu.import_xm_transformer --checkpoint xm.pt --data data --out checkpoint.pt
 
-`xm.pt` was trained with `--task speech_to_text --arch xm_transformer`, or is one of the published
-xm_transformer models. `data` is the folder that fairseq read with it: config.yaml, and the dictionary and
-SentencePiece model that config.yaml names; audio and manifests are not needed. `checkpoint.pt` is a
-trained `xlsr_mbart_st` and needs none of these but the vocabulary files: fairseq-generate translates with it,
-fairseq-train trains it on, XlsrMbartStModel.from_pretrained loads it. The commands are printed.
+`xm.pt` was trained with `--task speech_to_text --arch xm_transformer`. `data` is the folder that fairseq read
+with it: config.yaml, and the dictionary and SentencePiece model that config.yaml names; audio and manifests
+are not needed. `checkpoint.pt` is a trained `xlsr_mbart_st` and needs none of these but the vocabulary files:
+fairseq-generate translates with it, fairseq-train trains it on, XlsrMbartStModel.from_pretrained loads it.
+The commands are printed.
 
 Translations are those of fairseq for utterances one at a time. fairseq lets the padding beside an utterance
 change it (0.12.2 more than later ones); here it does not. Scores leave out the language tag, which fairseq

@@ -111,7 +111,8 @@ def test_linear_stacks_consecutive_frames() -> None:
 def test_gradients_reach_everything(adaptor: nn.Module) -> None:
     x = torch.randn(20, 2, IN, requires_grad=True)
     out, _ = adaptor(x, padding_mask(torch.tensor([20, 12]), 20))
-    (out * torch.randn_like(out)).sum().backward()  # the plain sum of normalised vectors is constant
+    # Not a plain sum: that of normalised vectors is constant.
+    (out * torch.randn_like(out)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adaptor.parameters())
     assert x.grad is not None and (x.grad[12:, 1] == 0).all()
 
