@@ -1,10 +1,12 @@
 """Tests of the YAML files under ``examples``: what fairseq-hydra-train makes of them, and their models."""
 
 import re
+import resource
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from omegaconf import OmegaConf
 
 from data_prep.pretrained_vocab import FAMILIES
 from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
+from fairseq_samu.modules.trained_parts import training_table
 from fairseq_samu.tasks.speech_to_text_config import check_options, sampling_alpha, source_langs
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -179,10 +182,15 @@ full_size = pytest.mark.skipif(
 )
 
 
-def build(cfg: Any) -> torch.nn.Module:
-    """Build a model of the file's sizes, from no checkpoint and without memory for its weights."""
+def without_memory() -> Any:
+    """Context in which tensors have sizes and no contents."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    return FakeTensorMode()
+
+
+def build(cfg: Any, context: Any = without_memory) -> torch.nn.Module:
+    """Build a model of the file's sizes, from no checkpoint."""
     dictionary = Dictionary()
     for number in range(MBART_SYMBOLS - len(dictionary)):
         dictionary.add_symbol(f"s{number}")
@@ -198,7 +206,7 @@ def build(cfg: Any) -> torch.nn.Module:
     for name in ("speech_encoder_path", "text_decoder_path"):
         if name in whole.model:
             whole.model[name] = None
-    with FakeTensorMode():
+    with context():
         model: torch.nn.Module = models.build_model(whole.model, task)
     return model
 
@@ -226,8 +234,35 @@ def test_adapters_train_and_the_rest_does_not(compose: Compose) -> None:
     assert count(model, trainable=True) / count(model) < 0.05
 
 
+def test_the_whole_translator_trains_on_a_cpu(
+    compose: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All weights, really, and a step of a short utterance: ``-s`` shows the table and the peak of memory."""
+    cfg = compose(*arguments_for(EXAMPLES / "covost2" / "translation.yaml"))
+    model: Any = build(cfg, nullcontext).train()
+    parts: Dict[str, List[torch.nn.Parameter]] = {}
+    for p in model.parameters():
+        parts.setdefault(p.param_group, []).append(p)
+    wave, lengths = torch.randn(1, 16_000), torch.tensor([16_000])
+    tokens = torch.tensor([[2, MBART_SYMBOLS - 1, 7, 8, 9]])
+    waiting = {id(p) for p in model.encoder.wav2vec2.parameters()}
+    for updates in (0, cfg.model.freeze_encoder_updates):
+        model.set_num_updates(updates)
+        logits, _ = model(wave, lengths, tokens)
+        assert logits.shape == (1, 5, MBART_SYMBOLS)
+        logits.logsumexp(2).sum().backward()
+        for name, p in model.named_parameters():
+            reached = p.requires_grad and (updates > 0 or id(p) not in waiting)
+            assert (p.grad is not None) == reached, name
+            assert p.grad is None or p.grad.isfinite().all(), name
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    with capsys.disabled():
+        print(f"\n{training_table(parts)}\npeak of memory: {peak:.1f} GiB")
+    assert peak < 8
+
+
 @full_size
-@pytest.mark.parametrize("example", ["samu_covost2", "europarl_st"])
+@pytest.mark.parametrize("example", ["covost2", "samu_covost2", "europarl_st"])
 def test_translation_has_mbart_50s_decoder(example: str, compose: Compose) -> None:
     model: Any = build(compose(*arguments_for(EXAMPLES / example / "translation.yaml")))
     assert count(model.encoder) == XLSR_300M + LENGTH_ADAPTOR
@@ -248,15 +283,24 @@ def test_hand_counts_are_those_of_the_published_model() -> None:
 # --- The settings ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name,minutes", [("samu", 53), ("samu_adapters", 53), ("translation", 13)])
+@pytest.mark.parametrize(
+    "name,minutes",
+    [
+        ("samu_covost2/samu", 53),
+        ("samu_covost2/samu_adapters", 53),
+        ("samu_covost2/translation", 13),
+        ("covost2/translation", 13),
+    ],
+)
 def test_audio_an_update(name: str, minutes: int) -> None:
-    cfg = OmegaConf.load(EXAMPLES / "samu_covost2" / f"{name}.yaml")
+    cfg = OmegaConf.load(EXAMPLES / f"{name}.yaml")
     batches = cfg.distributed_training.distributed_world_size * cfg.optimization.update_freq[0]
     assert batches * cfg.dataset.max_tokens / 16_000 / 60 == pytest.approx(minutes, abs=0.5)
 
 
 @pytest.mark.parametrize(
-    "example,languages", [("samu_covost2", "en"), ("europarl_st", "de en es fr it nl pl pt ro")]
+    "example,languages",
+    [("covost2", "en"), ("samu_covost2", "en"), ("europarl_st", "de en es fr it nl pl pt ro")],
 )
 def test_tags_are_mbart_50s(example: str, languages: str) -> None:
     task = OmegaConf.load(EXAMPLES / example / "translation.yaml").task
