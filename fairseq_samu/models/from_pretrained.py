@@ -39,9 +39,10 @@ def load_trained(path: str, expected: str, data: str | None) -> tuple[Any, Any]:
     name = cfg.model.get("_name") if cfg.get("model") is not None else None
     if ARCH_MODEL_NAME_REGISTRY.get(name, name) != expected:
         raise ValueError(f"{path}: expected a checkpoint of {expected}, found one of {name}")
-    # Neither teacher nor audio of training is needed.
+    # Neither teacher, audio nor validation of training is needed.
+    unneeded = {"teacher": None, "audio_root": None, "eval_bleu": False}
     with open_dict(cfg):
-        cfg.task.update({"teacher": None, "audio_root": None, "eval_bleu": False})
+        cfg.task.update({**unneeded, "best_checkpoint_metric": "loss"})
         if data is not None:
             cfg.task.data = str(data)
     if data is not None:

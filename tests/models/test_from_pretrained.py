@@ -42,7 +42,12 @@ def train(arch: str, data: Path, out: Path, **options: Any) -> Any:
     """A checkpoint as training writes it."""
     cfg = OmegaConf.create(
         {
-            "task": {"_name": "speech_to_text_samu", "data": str(data)},
+            "task": {
+                "_name": "speech_to_text_samu",
+                "data": str(data),
+                "eval_bleu": arch == "xlsr_mbart_st",
+                "best_checkpoint_metric": "bleu" if arch == "xlsr_mbart_st" else "loss",
+            },
             "model": {"_name": arch, **options},
             "common": {"seed": 1},
             "dataset": {"train_subset": "train"},
