@@ -48,6 +48,7 @@ tokens = model.generate(
     encoder_outputs=BaseModelOutput(x),
     attention_mask=torch.ones(x.shape[:2]),{forced}
     num_beams=5,
+    early_stopping=True,  # as the search of fairseq ends
     max_new_tokens={longest},
 )
 symbols = {{number: symbol for symbol, number in vocabulary.items()}}
