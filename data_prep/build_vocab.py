@@ -35,6 +35,8 @@ from data_prep.vocabulary_files import SPECIAL_SYMBOLS, Vocabulary, write_vocabu
 # Infixes of the file names for each column.
 COLUMN_INFIX = {"tgt_text": "", "src_text": "_src"}
 MODEL_TYPES = ("bpe", "unigram", "char")
+# Options that a published vocabulary leaves nothing to say about.
+OF_TRAINING = ("column", "model_type", "vocab_size", "langs", "lang_tag_template", "lang_tag_map")
 
 
 def build_vocab(
@@ -150,13 +152,13 @@ def parse_tag_map(text: str) -> dict[str, str]:
     """Reads "fr=fr_XX,en=en_XX".
 
     Raises:
-        ValueError: an entry is not `language=name`.
+        ValueError: an entry is not `language=name`, or a language is named twice.
     """
     mapping = {}
     for entry in filter(None, text.split(",")):
         lang, separator, name = entry.strip().partition("=")
-        if not (lang and separator and name):
-            raise ValueError(f"expected language=name, found {entry!r}")
+        if not (lang and separator and name) or lang in mapping:
+            raise ValueError(f"expected language=name, every language once, found {entry!r}")
         mapping[lang] = name
     return mapping
 
@@ -236,6 +238,15 @@ def main() -> None:
         parser.error("expected --pretrained and --sentencepiece-model together")
     if options.prune_to and options.pretrained is None:
         parser.error("--prune-to is for the vocabulary of a --pretrained model")
+    given = [
+        "--" + name.replace("_", "-")
+        for name in OF_TRAINING
+        if getattr(options, name) != parser.get_default(name)
+    ]
+    if options.pretrained is not None and given:
+        parser.error(
+            f"{', '.join(given)}: a --pretrained vocabulary is that of target texts as it is"
+        )
     try:
         if options.pretrained is not None:
             vocabulary = adopt_vocab(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -93,17 +94,30 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         ValueError: a line is empty, is not UTF-8 or holds a control character.
     """
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = decode_line(line, number).strip()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: expected UTF-8, found {error}") from error
-            if not text:
-                raise ValueError(f"{path}:{number}: expected a sentence, found an empty line")
-            if CONTROL_CHARACTER.search(text):
-                raise ValueError(f"{path}:{number}: expected one sentence, found {text!r}")
-            yield text
+    for number, line in enumerate(decoded_lines(path), start=1):
+        text = line.strip()
+        if not text:
+            raise ValueError(f"{path}:{number}: expected a sentence, found an empty line")
+        if CONTROL_CHARACTER.search(text):
+            raise ValueError(f"{path}:{number}: expected one sentence, found {text!r}")
+        yield text
+
+
+def decoded_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a text file, compressed or not, as they are.
+
+    Raises:
+        ValueError: a line is not UTF-8, or the file is no whole gzip file.
+    """
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield decode_line(line, number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number}: expected UTF-8, found {error}") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected a whole gzip file, found: {error}") from error
 
 
 def count_sentences(text: ParallelText) -> int:

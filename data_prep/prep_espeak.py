@@ -20,6 +20,7 @@ or in `{split}.{lang}` where pairs share their sentences; either may be compress
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import zlib
@@ -195,7 +196,7 @@ def _check_options(
         )
     if not 0 <= delivery.pitch[0] <= delivery.pitch[1] <= 100:
         raise ValueError(f"expected pitches 0 <= low <= high <= 100, found {delivery.pitch}")
-    if delivery.max_seconds <= 0:
+    if not 0 < delivery.max_seconds < math.inf:
         raise ValueError(f"expected max_seconds > 0, found {delivery.max_seconds}")
     if workers < 1:
         raise ValueError(f"expected at least one worker, found {workers}")

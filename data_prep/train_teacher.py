@@ -21,7 +21,6 @@ The folder is an ordinary sentence-transformers model: SentenceTransformer("teac
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import os
@@ -39,7 +38,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data_prep.manifest import decode_line, read_column
+from data_prep.manifest import read_column
+from data_prep.parallel_text import decoded_lines
 from data_prep.teacher_model import ARCHITECTURES, build_model, check_device, ranking_loss
 
 if TYPE_CHECKING:
@@ -148,12 +148,7 @@ def read_text_files(paths: Sequence[Path]) -> list[dict[str, str]]:
 
 def _read_lines(path: Path) -> Iterator[str]:
     """Lines, with one space for any white space."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield " ".join(decode_line(line, number).split())
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: expected UTF-8, found {error}") from error
+    return (" ".join(line.split()) for line in decoded_lines(path))
 
 
 def _translated(meanings: list[dict[str, str]], paths: Sequence[Path]) -> list[dict[str, str]]:

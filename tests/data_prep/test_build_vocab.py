@@ -86,8 +86,10 @@ def test_language_tags():
     assert language_tags(["fr", "en"], "[{}]", {"fr": "fr_XX"}) == ("[en]", "[fr_XX]")
     assert parse_tag_map("fr=fr_XX,en=en_XX") == {"fr": "fr_XX", "en": "en_XX"}
     assert parse_tag_map("") == {}
-    with pytest.raises(ValueError, match="expected language=name, found 'en'"):
+    with pytest.raises(ValueError, match="expected language=name, every language once, found 'en'"):
         parse_tag_map("fr=fr_XX,en")
+    with pytest.raises(ValueError, match="every language once, found 'en=b'"):
+        parse_tag_map("en=a,en=b")
     for template in ("<lang>", "{}{}"):
         with pytest.raises(ValueError, match="template with one {}"):
             language_tags(["fr"], template, {})

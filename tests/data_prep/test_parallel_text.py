@@ -5,6 +5,7 @@ import gzip
 import pytest
 
 from data_prep.parallel_text import count_sentences, find_parallel_texts, read_lines
+from data_prep.train_teacher import read_text_files
 
 
 def write(folder, **files):
@@ -79,3 +80,14 @@ def test_text_that_is_not_utf8(tmp_path):
 def test_byte_order_mark_is_not_spoken(tmp_path):
     (tmp_path / "train.es").write_bytes(b"\xef\xbb\xbfhola\r\nadios\r\n")
     assert list(read_lines(tmp_path / "train.es")) == ["hola", "adios"]
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"text", lambda data: data[:-9]])
+def test_damaged_compressed_text_is_an_error_that_names_it(tmp_path, damage):
+    path = tmp_path / "train.es.gz"
+    (tmp_path / "train.en.gz").write_bytes(gzip.compress(b"hello\n" * 100))
+    path.write_bytes(damage(gzip.compress(b"hola\n" * 100)))
+    with pytest.raises(ValueError, match=r"train\.es\.gz: expected a whole gzip file, found: "):
+        list(read_lines(path))
+    with pytest.raises(ValueError, match=r"train\.es\.gz: expected a whole gzip file"):
+        read_text_files([path, path.with_name("train.en.gz")])

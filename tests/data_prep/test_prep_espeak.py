@@ -137,6 +137,7 @@ def test_long_utterances_are_left_out(text, tmp_path):
         ({"rate_jitter": 0.9}, "between 80 and 450 words a minute"),
         ({"pitch": (60, 40)}, r"found \(60, 40\)"),
         ({"max_seconds": 0.0}, "max_seconds > 0, found 0.0"),
+        ({"max_seconds": float("nan")}, "max_seconds > 0, found nan"),
         ({"workers": 0}, "at least one worker, found 0"),
         ({"splits": ["train", "train"]}, "given once each, found \\['train', 'train'\\]"),
         ({"splits": []}, "given once each, found \\[\\]"),

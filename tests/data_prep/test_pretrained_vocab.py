@@ -191,6 +191,10 @@ def test_the_command(tmp_path):
         ([*pretrained, "--manifests", "a.tsv"], "either --manifests"),
         (pretrained[:2], "--pretrained and --sentencepiece-model together"),
         (["--manifests", "a.tsv", "--prune-to", "a.tsv"], "--prune-to is for the vocabulary of a"),
+        (
+            [*pretrained, "--column", "src_text", "--langs", "en"],
+            "--column, --langs: a --pretrained vocabulary is that of target texts as it is",
+        ),
     ]:
         failed = run(*options)
         assert failed.returncode == 2 and message in failed.stderr
