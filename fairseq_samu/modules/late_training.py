@@ -34,6 +34,7 @@ class LateTraining:
     parameters: Callable[[], Iterator[nn.Parameter]]
     never_trains = False
     freeze_updates = 0
+    _network = "network"
     _num_updates = 0
     _wanted_mode = True
 
@@ -66,6 +67,7 @@ class LateTraining:
                 f"found {freeze_updates}"
             )
         self.freeze_updates = freeze_updates
+        self._network = network
         self.train(self.training)
 
     def waiting_parameters(self) -> list[nn.Parameter]:
@@ -85,7 +87,7 @@ class LateTraining:
         """Take note of the updates made so far, as fairseq tells before each."""
         was_frozen, self._num_updates = self.frozen, num_updates
         if was_frozen != self.frozen:
-            logger.info("%s: trains from update %d on", type(self).__name__, self.freeze_updates)
+            logger.info("the %s trains from update %d on", self._network, self.freeze_updates)
             self.train(self._wanted_mode)
 
 

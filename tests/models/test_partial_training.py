@@ -360,12 +360,14 @@ def test_parts_that_wait_are_frozen_and_then_exactly_the_chosen_ones_train(view)
         assert listed == {id(p) for n, p in model.named_parameters() if n in waiting}
 
 
-def test_a_waiting_encoder_has_no_graph_at_all():
+def test_a_waiting_encoder_has_no_graph_at_all(caplog):
     model = build(
         TRANSLATOR, **LIVELY | {"encoder_layer_weighting": False}, freeze_encoder_updates=2
     )[0]
     assert not model.train().encoder(*batch())["speech_out"][0].requires_grad
-    model.set_num_updates(2)
+    with caplog.at_level(logging.INFO):
+        model.set_num_updates(2)
+    assert caplog.messages == ["the encoder trains from update 2 on"]
     assert model.encoder(*batch())["speech_out"][0].requires_grad
 
 
