@@ -1,5 +1,6 @@
 """The wav2vec 2.0 / XLS-R speech encoder, built from options or from a checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
@@ -304,7 +305,12 @@ def build_speech_frames(cfg: Any) -> tuple[SpeechFrames, SentenceHead | None]:
         ValueError: an option contradicts the checkpoint, its weights do not fit, or there are no such
             parts.
     """
-    _check_numbers(cfg)
+    check_numbers(cfg, COUNTS, SHARES)
+    if cfg.encoder_embed_dim % cfg.encoder_conv_pos_groups:
+        raise ValueError(
+            f"--encoder-conv-pos-groups: expected a number that divides --encoder-embed-dim "
+            f"{cfg.encoder_embed_dim}, found {cfg.encoder_conv_pos_groups}"
+        )
     if cfg.speech_encoder_path is None:
         check_heads(cfg, "encoder")
         frames = _new_frames(cfg)
@@ -354,21 +360,22 @@ def check_heads(cfg: Any, part: str) -> None:
         )
 
 
-def _check_numbers(cfg: Any) -> None:
-    """Refuse numbers that mean nothing; fairseq takes some of them without a word."""
-    for name in COUNTS:
+def check_numbers(cfg: Any, counts: Sequence[str], shares: Sequence[str]) -> None:
+    """Refuse numbers that mean nothing (``ValueError``); fairseq takes some of them without a word.
+
+    Args:
+        cfg: the options.
+        counts: those that count something, from 1.
+        shares: those that are probabilities or shares, from 0 to 1.
+    """
+    for name in counts:
         if cfg[name] < 1:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option}: expected at least 1, found {cfg[name]}")
-    for name in SHARES:
+    for name in shares:
         if not 0 <= cfg[name] <= 1:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option}: expected a share between 0 and 1, found {cfg[name]}")
-    if cfg.encoder_embed_dim % cfg.encoder_conv_pos_groups:
-        raise ValueError(
-            f"--encoder-conv-pos-groups: expected a number that divides --encoder-embed-dim "
-            f"{cfg.encoder_embed_dim}, found {cfg.encoder_conv_pos_groups}"
-        )
 
 
 def _wav2vec2_config(cfg: Any) -> Wav2Vec2Config:

@@ -27,6 +27,7 @@ from fairseq_samu.models.speech_encoder import (
     build_sentence_head,
     build_speech_frames,
     check_heads,
+    check_numbers,
 )
 from fairseq_samu.modules.adapter import Adapter
 from fairseq_samu.modules.encoder_view import VIEWS, PooledView, ProjectedView
@@ -42,6 +43,11 @@ from fairseq_samu.modules.trained_parts import Transformer
 
 ADAPTORS = ChoiceEnum(["none", "linear", "conv"])
 ACTIVATIONS = ChoiceEnum(["relu", "gelu"])
+
+DECODER_COUNTS = ("decoder_layers", "decoder_embed_dim", "decoder_ffn_embed_dim")
+DECODER_SHARES = (
+    "decoder_dropout", "decoder_attention_dropout", "decoder_activation_dropout", "decoder_layerdrop",
+)  # fmt: skip
 
 
 @dataclass
@@ -419,6 +425,7 @@ def _build_decoder(cfg: Any, dictionary: Dictionary) -> TextDecoder:
     decoder_cfg.decoder.attention_heads = cfg.decoder_attention_heads
     decoder_cfg.decoder.normalize_before = not cfg.decoder_post_norm
     decoder_cfg.decoder.learned_pos = cfg.decoder_learned_pos
+    check_numbers(cfg, DECODER_COUNTS, DECODER_SHARES)
     check_heads(cfg, "decoder")
     embedding = Embedding(len(dictionary), cfg.decoder_embed_dim, dictionary.pad())
     decoder = TextDecoder(

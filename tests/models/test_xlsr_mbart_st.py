@@ -532,6 +532,13 @@ def test_heads_that_do_not_divide_the_width() -> None:
             make_model(**{f"{part}_attention_heads": 7})
 
 
+def test_numbers_of_the_decoder_that_mean_nothing() -> None:
+    with pytest.raises(ValueError, match="--decoder-layers: expected at least 1, found -2"):
+        make_model(decoder_layers=-2)
+    with pytest.raises(ValueError, match="--decoder-layerdrop: expected a share .*, found 1.5"):
+        make_model(decoder_layerdrop=1.5)
+
+
 def test_blocks_belong_to_convolutions() -> None:
     with pytest.raises(ValueError, match="--adaptor-blocks: expected --adaptor conv .*linear"):
         make_model(adaptor="linear", adaptor_blocks="ffn")
