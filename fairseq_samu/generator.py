@@ -32,7 +32,13 @@ class TaggedSequenceGenerator(SequenceGenerator):  # type: ignore[misc]
 
 
 def choose_generator(args: Any, prefix_size: int) -> Any:
-    """Class for a task's generator; None for fairseq's own choice, which alignments need."""
+    """Class for a task's generator; None for fairseq's own choice, which alignments need.
+
+    Raises:
+        ValueError: a beam of none.
+    """
+    if getattr(args, "beam", 1) < 1:
+        raise ValueError(f"--beam: expected at least 1, found {args.beam}")
     if prefix_size == 0 or getattr(args, "print_alignment", None):
         return None
     return TaggedSequenceGenerator

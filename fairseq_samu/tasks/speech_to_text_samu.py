@@ -324,10 +324,6 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         model = super().build_model(cfg, from_checkpoint)
         self._reads_targets &= hasattr(model, "decoder")
         if self.cfg.eval_bleu:
-            if not self._reads_targets:
-                raise ValueError(
-                    f"--eval-bleu: expected a model that translates, found {cfg._name}"
-                )
             options = Namespace(beam=self.cfg.eval_beam, max_len_b=self.cfg.eval_max_len)
             self._validation_generator = self.build_generator([model], options)
         return model
@@ -343,6 +339,9 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         """fairseq's generator; tags are not scored, and stay in its output for the codec to read."""
         if self.codec is None:
             raise ValueError(f"translating: {_no_target_vocabulary(self.cfg)}")
+        for model in models:
+            if not hasattr(model, "decoder"):
+                raise ValueError(f"translating: expected a decoder, found a {type(model).__name__}")
         seq_gen_cls = seq_gen_cls or choose_generator(args, self.tags.prefix_size)
         return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, **kwargs)
 

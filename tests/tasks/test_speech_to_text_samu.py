@@ -183,10 +183,10 @@ def test_a_model_without_decoder_reads_no_targets(corpus, tmp_path, monkeypatch)
         task.load_dataset(split)
     batch = task.dataset("train").collater([task.dataset("train")[0]])
     assert batch["target"] is None and batch["teacher"].shape == (1, 4)
-    with pytest.raises(
-        ValueError, match="--eval-bleu: expected a model that translates, found samu"
-    ):
+    with pytest.raises(ValueError, match="translating: expected a decoder, found a Linear"):
         setup(tmp_path, eval_bleu=True).build_model(model_options("samu_xlsr"))
+    with pytest.raises(ValueError, match="--beam: expected at least 1, found 0"):
+        setup(tmp_path).build_generator([], Namespace(beam=0))
 
 
 def test_workers_of_an_old_epoch_are_stopped_before_the_next(corpus):
