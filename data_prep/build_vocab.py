@@ -16,6 +16,12 @@ the numbers after them. A decoder that starts from mBART or NLLB needs the numbe
     data/spm.model: 250000 pieces; data/dict.txt: 250050 symbols, 52 of them language tags
     train with --lang-tag-template '[{}]' --lang-tag-map en=en_XX,…; languages: ar_AR cs_CZ de_DE …
 
+MarianMT, T5 and mT5 come as a folder, and number their special symbols in their own way:
+
+    $ python -m data_prep.build_vocab --text-model opus-mt-en-roa --out data
+    data/spm.model: 32000 pieces; data/dict.json: 65001 symbols
+    train with --dictionary dict.json --lang-tag-template ''
+
 With --prune-to train.tsv only the pieces stay that its target texts need, and the embeddings follow.
 """
 
@@ -30,6 +36,7 @@ import sentencepiece
 
 from data_prep.manifest import read_column
 from data_prep.pretrained_vocab import FAMILIES, adopt_vocab
+from data_prep.text_model_vocab import adopt_text_model_vocab
 from data_prep.vocabulary_files import SPECIAL_SYMBOLS, Vocabulary, write_vocabulary
 
 # Infixes of the file names for each column.
@@ -190,6 +197,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="the SentencePiece model published with it, such as sentence.bpe.model",
     )
     add(
+        "--text-model",
+        type=Path,
+        metavar="DIR",
+        help="take the vocabulary of a folder of Hugging Face: MarianMT, T5 or mT5",
+    )
+    add(
         "--prune-to",
         nargs="+",
         default=[],
@@ -232,8 +245,9 @@ def main() -> None:
     """Runs the command."""
     parser = build_parser()
     options = parser.parse_args()
-    if (options.manifests is None) == (options.pretrained is None):
-        parser.error("expected either --manifests, to train on, or --pretrained")
+    sources = (options.manifests, options.pretrained, options.text_model)
+    if sum(source is not None for source in sources) != 1:
+        parser.error("expected one of --manifests, to train on, --pretrained and --text-model")
     if (options.pretrained is None) != (options.sentencepiece_model is None):
         parser.error("expected --pretrained and --sentencepiece-model together")
     if options.prune_to and options.pretrained is None:
@@ -243,11 +257,12 @@ def main() -> None:
         for name in OF_TRAINING
         if getattr(options, name) != parser.get_default(name)
     ]
-    if options.pretrained is not None and given:
-        parser.error(
-            f"{', '.join(given)}: a --pretrained vocabulary is that of target texts as it is"
-        )
+    if options.manifests is None and given:
+        parser.error(f"{', '.join(given)}: a published vocabulary is that of target texts as it is")
     try:
+        if options.text_model is not None:
+            print(adopt_text_model_vocab(options.text_model, options.out))
+            return
         if options.pretrained is not None:
             vocabulary = adopt_vocab(
                 options.sentencepiece_model, options.pretrained, options.out, options.prune_to

@@ -13,13 +13,14 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from fairseq_samu.criterions import LabelSmoothedNllConfig, MseToLabseConfig
-from fairseq_samu.models import SamuXlsrConfig, XlsrMbartStConfig
+from fairseq_samu.models import ConnectorStConfig, SamuXlsrConfig, XlsrMbartStConfig
 from fairseq_samu.optim import GroupedAdamConfig
 from fairseq_samu.tasks import SpeechToTextSamuConfig
 
 COMPONENTS: Dict[str, Tuple[str, Any]] = {
     "speech_to_text_samu": ("--task", SpeechToTextSamuConfig),
     "xlsr_mbart_st": ("--arch", XlsrMbartStConfig),
+    "connector_st": ("--arch", ConnectorStConfig),
     "samu_xlsr": ("--arch", SamuXlsrConfig),
     "label_smoothed_nll": ("--criterion", LabelSmoothedNllConfig),
     "mse_to_labse": ("--criterion", MseToLabseConfig),

@@ -10,6 +10,7 @@ from sacremoses import MosesDetokenizer
 from torch import Tensor
 
 from fairseq_samu.data.language_tags import LanguageTags
+from fairseq_samu.data.text_model_dictionary import TextModelDictionary
 
 
 class TextCodec:
@@ -62,7 +63,8 @@ class TextCodec:
             for piece, index, skip in zip(pieces, indices, special)
             if index == unk and not skip
         ]
-        if missing:
+        # MarianMT numbers the pieces of its training texts and takes others as unknown.
+        if missing and not isinstance(self.dictionary, TextModelDictionary):
             raise ValueError(
                 f"vocabulary mismatch: {len(missing)} of the {len(pieces)} pieces of {model_path} are "
                 f"not in the dictionary of {len(self.dictionary)} symbols (first: {missing[:5]}); "

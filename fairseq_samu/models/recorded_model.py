@@ -3,14 +3,15 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_samu.modules.adapter import Adapter
 from fairseq_samu.modules.added_weights import with_added
@@ -34,6 +35,11 @@ SETTINGS = (
     "decoder_post_norm",
     "decoder_activation_fn",
     "decoder_no_scale_embedding",
+    "connect",
+    "connector",
+    "connector_heads",
+    "connector_stride",
+    "text_prefix",
 )
 
 
@@ -76,7 +82,9 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         record = torch.tensor([len(dictionary), int.from_bytes(digest[:6], "big")])
         self.register_buffer(name, record)
 
-    def register_settings(self, cfg: Any, task: Any) -> None:
+    def register_settings(
+        self, cfg: Any, task: Any, more: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Keep the settings that no size of a weight gives away in the state dict.
 
         Resuming builds the model from the command line, where another stride or normalisation would
@@ -85,20 +93,21 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         Args:
             cfg: the model's options.
             task: gives ``tag_settings``, the options that decide on language tags.
+            more: what else has to stay the same.
         """
         names = [name for name in SETTINGS if name in cfg]
         names += [name for name in ADDITIONS if name in cfg and cfg[name]]
         options = {"--" + name.replace("_", "-"): str(cfg[name]) for name in names}
-        options["--encoder-conv-layers"] = str(parse_conv_layers(cfg.encoder_conv_layers))
-        settings = {"--normalize": cfg.input_normalization, **options, **task.tag_settings}
+        if "encoder_conv_layers" in cfg:
+            options["--encoder-conv-layers"] = str(parse_conv_layers(cfg.encoder_conv_layers))
+        options["--normalize"] = cfg.input_normalization
+        settings = {**options, **task.tag_settings, **more}
         text = json.dumps(settings, sort_keys=True).encode()
         # Whole numbers, for the reasons given in register_vocabulary.
         self.register_buffer("settings_version", torch.tensor(list(text)))
 
     def name_parts(self, transformers: Mapping[str, Transformer]) -> None:
-        """Tell every parameter its part, and log how many parameters there are and train.
-
-        The part is kept as ``param_group``, by which optimisers can tell parameters apart.
+        """Name the parts of a model with networks of which parts can be chosen; see the function.
 
         Args:
             transformers: the networks with parts that can be chosen, by name.
@@ -110,10 +119,7 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         }
         inside = {parameter for parameters in parts.values() for parameter in parameters}
         parts["outside"] = [p for p in self.parameters() if p not in inside]
-        for part, parameters in parts.items():
-            for parameter in parameters:
-                setattr(parameter, "param_group", part)  # noqa: B010  (torch does not declare it)
-        logger.info("what trains:\n%s", training_table(parts))
+        name_parts(parts)
 
     def load_state_dict(
         self,
@@ -203,6 +209,17 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
                 "the checkpoint's weights have other sizes than the model's, whose options have to "
                 "be those it was trained with:\n  " + "\n  ".join(different[:8]) + more
             )
+
+
+def name_parts(parts: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    """Tell every parameter its part, and log how many parameters there are and train.
+
+    The part is kept as ``param_group``, by which optimisers can tell parameters apart.
+    """
+    for part, parameters in parts.items():
+        for parameter in parameters:
+            setattr(parameter, "param_group", part)  # noqa: B010  (torch does not declare it)
+    logger.info("what trains:\n%s", training_table(parts))
 
 
 def agree_with_task(cfg: Any, task: Any) -> None:

@@ -81,6 +81,7 @@ class ConvGLUAdaptor(nn.Module):
             order: ``projection`` to ``out_dim``, ``projection-norm`` and ``norm``, two layer norms; and
             ``ffn``, half a feed-forward layer with its residual and a layer norm, before the
             convolutions and after them.
+        inner_dim: width between the convolutions, ``out_dim`` if not given.
 
     Raises:
         ValueError: an impossible shape, or a block that does not exist.
@@ -97,6 +98,7 @@ class ConvGLUAdaptor(nn.Module):
         kernel_size: int = 3,
         stride: int = 2,
         blocks: str = "",
+        inner_dim: int | None = None,
     ) -> None:
         super().__init__()
         if n_layers < 1:
@@ -118,15 +120,10 @@ class ConvGLUAdaptor(nn.Module):
         ffn = "ffn" in names
         self.proj = _feed_forward(width) if ffn else None
         self.proj_ln = nn.LayerNorm(width) if ffn else None
+        widths = [width, *[inner_dim or out_dim] * (n_layers - 1), out_dim]
         self.layers = nn.ModuleList(
-            nn.Conv1d(
-                width if i == 0 else out_dim,
-                2 * out_dim,
-                kernel_size,
-                stride=stride,
-                padding=kernel_size // 2,
-            )
-            for i in range(n_layers)
+            nn.Conv1d(before, 2 * after, kernel_size, stride=stride, padding=kernel_size // 2)
+            for before, after in zip(widths, widths[1:])
         )
         self.post_proj = _feed_forward(out_dim) if ffn else None
         self.post_proj_ln = nn.LayerNorm(out_dim) if ffn else None

@@ -8,6 +8,7 @@ from fairseq.data import Dictionary
 
 from fairseq_samu.data.language_tags import LanguageTags, parse_tag_map
 from fairseq_samu.data.text_codec import TextCodec
+from fairseq_samu.data.text_model_dictionary import TextModelDictionary
 from fairseq_samu.tasks.speech_to_text_config import SpeechToTextSamuConfig
 
 logger = logging.getLogger(__name__)
@@ -76,4 +77,4 @@ def _load_dictionary(path: Path) -> Dictionary:
             f"{path}: expected a fairseq dictionary, found no file; "
             "`python -m data_prep.build_vocab` writes one"
         )
-    return Dictionary.load(str(path))
+    return TextModelDictionary.read(path) if path.suffix == ".json" else Dictionary.load(str(path))

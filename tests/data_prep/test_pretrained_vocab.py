@@ -193,7 +193,7 @@ def test_the_command(tmp_path):
         (["--manifests", "a.tsv", "--prune-to", "a.tsv"], "--prune-to is for the vocabulary of a"),
         (
             [*pretrained, "--column", "src_text", "--langs", "en"],
-            "--column, --langs: a --pretrained vocabulary is that of target texts as it is",
+            "--column, --langs: a published vocabulary is that of target texts as it is",
         ),
     ]:
         failed = run(*options)

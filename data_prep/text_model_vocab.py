@@ -1,0 +1,111 @@
+"""Makes the vocabulary of a text-to-text model of Hugging Face, numbered as the model has it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from data_prep.atomic import ReplacedFile
+
+#: Families → the SentencePiece model of their targets.
+SENTENCEPIECE = {"marian": "target.spm", "t5": "spiece.model", "mt5": "spiece.model"}
+
+
+def adopt_text_model_vocab(folder: Path, out_dir: Path) -> str:
+    """Writes `spm.model` and `dict.json` of MarianMT, T5 or mT5.
+
+    The dictionary gives every symbol the number of its embedding, the special symbols too, which in
+    fairseq's `dict.txt` have numbers of their own.
+
+    Args:
+        folder: the model, as it is published.
+        out_dir: folder to write to.
+
+    Returns:
+        One line for the terminal.
+
+    Raises:
+        FileNotFoundError: a file of the model is missing.
+        ValueError: the folder holds another kind of model, or files that do not fit together.
+    """
+    config = _read_json(folder / "config.json")
+    family = config.get("model_type")
+    if family not in SENTENCEPIECE:
+        raise ValueError(
+            f"{folder}: expected a model of the families {', '.join(SENTENCEPIECE)}, found {family!r}; "
+            "mBART and NLLB: --pretrained"
+        )
+    model_path = folder / SENTENCEPIECE[family]
+    if not model_path.is_file():
+        raise FileNotFoundError(f"{model_path}: expected a SentencePiece model, found no file")
+    serialized = model_path.read_bytes()
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+    except RuntimeError as error:
+        raise ValueError(f"{model_path}: not a SentencePiece model ({error})") from error
+    size = int(config["vocab_size"])
+    symbols = _marian_symbols(folder, config) if family == "marian" else _t5_symbols(model)
+    if len(symbols) > size:
+        raise ValueError(
+            f"{folder}: expected at most {size} symbols (vocab_size in config.json), found "
+            f"{len(symbols)}"
+        )
+    # T5 has more embeddings than symbols.
+    symbols += [f"madeupword{i:04d}" for i in range(size - len(symbols))]
+    special = {
+        # What decoders of these families begin with.
+        "bos": config["decoder_start_token_id"],
+        "pad": config["pad_token_id"],
+        "eos": config["eos_token_id"],
+        "unk": symbols.index("<unk>"),
+    }
+    spm, dictionary = (ReplacedFile(out_dir / name) for name in ("spm.model", "dict.json"))
+    try:
+        spm.temporary.write_bytes(serialized)
+        content = json.dumps({"symbols": symbols, **special}, ensure_ascii=False)
+        dictionary.temporary.write_text(content, encoding="utf-8")
+        dictionary.path.unlink(missing_ok=True)
+        spm.commit()
+        dictionary.commit()
+    finally:
+        spm.discard()
+        dictionary.discard()
+    return (
+        f"{spm.path}: {model.get_piece_size()} pieces; {dictionary.path}: {size} symbols\n"
+        "train with --dictionary dict.json --lang-tag-template ''"
+    )
+
+
+def _marian_symbols(folder: Path, config: dict[str, Any]) -> list[str]:
+    if config.get("share_encoder_decoder_embeddings") is False:
+        raise ValueError(f"{folder}: expected one vocabulary for both languages, found two")
+    numbers = _read_json(folder / "vocab.json")
+    symbols = sorted(numbers, key=lambda symbol: int(numbers[symbol]))
+    if [int(numbers[symbol]) for symbol in symbols] != list(range(len(symbols))):
+        raise ValueError(
+            f"{folder / 'vocab.json'}: expected the numbers from 0 to {len(symbols) - 1}"
+        )
+    return symbols
+
+
+def _t5_symbols(model: sentencepiece.SentencePieceProcessor) -> list[str]:
+    """Returns the pieces and, where they are not among them, T5's hundred sentinels."""
+    symbols = [model.id_to_piece(index) for index in range(model.get_piece_size())]
+    if "<extra_id_0>" not in symbols:
+        symbols += [f"<extra_id_{i}>" for i in reversed(range(100))]
+    return symbols
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file of the model, found none")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,349 @@
+"""A small connector between a frozen speech recogniser and a frozen translator."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, register_model
+from omegaconf import II
+from torch import Tensor, nn
+
+from fairseq_samu import compat
+from fairseq_samu.models.from_pretrained import load_trained
+from fairseq_samu.models.frozen_speech_encoder import (
+    FrozenSpeechEncoder,
+    load_frozen_speech_encoder,
+)
+from fairseq_samu.models.frozen_text_model import FrozenTextModel
+from fairseq_samu.models.recorded_model import (
+    RecordedModel,
+    agree_with_task,
+    name_parts,
+    record,
+)
+from fairseq_samu.modules.connector import QFormer, SubsamplerTransformer
+from fairseq_samu.modules.length_adaptor import LinearAdaptor
+from fairseq_samu.pretrained.file_digest import weights_digest
+from fairseq_samu.pretrained.seq2seq import load_seq2seq, source_tokens
+
+CONNECTORS = ChoiceEnum(["ste", "qformer", "linear"])
+CONNECT = ChoiceEnum(["decoder", "encoder"])
+
+#: Parts of a checkpoint's names: what stays in the files of the frozen models, and what trains.
+FROZEN = ("encoder.speech.", "encoder.text.", "decoder.")
+CONNECTOR = "encoder.connector."
+
+#: What a checkpoint calls the digests of the frozen models.
+SPEECH_WEIGHTS = "weights of --speech-encoder-path"
+TEXT_WEIGHTS = "weights of --text-model-path"
+
+
+@dataclass
+class ConnectorStConfig(FairseqDataclass):
+    """Options of ``--arch connector_st``."""
+
+    speech_encoder_path: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "the frozen speech encoder: what xlsr_mbart_st takes (wav2vec 2.0, XLS-R, samu_xlsr), "
+            "or a folder of Hugging Face's Whisper, which wants --normalize none"
+        },
+    )
+    text_model_path: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "the frozen translator: a folder of Hugging Face's MarianMT, T5, mT5, mBART or NLLB; "
+            "its vocabulary comes from data_prep.build_vocab --text-model or --pretrained"
+        },
+    )
+    connect: CONNECT = field(  # type: ignore[valid-type]
+        default="decoder",
+        metadata={
+            "help": "what the connector's output is for the text model: what its decoder attends to "
+            "(decoder, ECD), or embedded input of its encoder (encoder, ECED)"
+        },
+    )
+    text_prefix: str = field(
+        default="",
+        metadata={
+            "help": "text in front of the connector's output with --connect encoder, such as "
+            "'translate English to German:' for T5 or '>>por<<' for MarianMT"
+        },
+    )
+    connector: CONNECTORS = field(  # type: ignore[valid-type]
+        default="ste",
+        metadata={
+            "help": "two strided convolutions and a Transformer (ste), a fixed number of learned queries "
+            "(qformer), or frames stacked and projected (linear)"
+        },
+    )
+    connector_layers: int = field(
+        default=6, metadata={"help": "Transformer layers of ste and qformer"}
+    )
+    connector_dim: int = field(default=256, metadata={"help": "width of ste and qformer"})
+    connector_ffn_dim: int = field(
+        default=2048, metadata={"help": "width of the feed-forward layers of ste and qformer"}
+    )
+    connector_heads: int = field(default=4, metadata={"help": "attention heads of ste and qformer"})
+    connector_dropout: float = field(
+        default=0.1, metadata={"help": "dropout probability in ste and qformer"}
+    )
+    connector_queries: int = field(
+        default=128, metadata={"help": "vectors that qformer makes of every utterance"}
+    )
+    connector_stride: int = field(
+        default=4, metadata={"help": "frames that the linear connector stacks"}
+    )
+    reset_decoder_from: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "checkpoint of connector_st, trained with the same speech encoder and whatever text "
+            "model, whose connector this one goes on from: align on recognition, then translate"
+        },
+    )
+    # Not options of the model: the task's, recorded because a trained connector depends on them.
+    input_normalization: str = II("task.normalize")
+
+
+class ConnectedEncoder(FairseqEncoder):  # type: ignore[misc]
+    """Frozen speech encoder → connector (→ frozen encoder of the text model).
+
+    Args:
+        speech: the speech encoder.
+        connector: a module of ``fairseq_samu.modules.connector`` or a ``LinearAdaptor``.
+        text: the text model whose encoder the connector feeds, or None where it feeds the decoder.
+        prefix: source tokens in front of the connector's output, shape (P,), or None.
+    """
+
+    #: The recogniser's own CTC head is not used.
+    ctc_head = None
+
+    def __init__(
+        self,
+        speech: FrozenSpeechEncoder,
+        connector: nn.Module,
+        text: FrozenTextModel | None,
+        prefix: Tensor | None,
+    ) -> None:
+        super().__init__(dictionary=None)
+        self.speech = speech
+        self.connector = connector
+        self.text = text
+        self.register_buffer("prefix", prefix, persistent=False)
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> dict[str, list[Tensor]]:
+        """Encode a batch.
+
+        Args:
+            src_tokens: waveforms, zero where padded, shape (B, S).
+            src_lengths: samples of every utterance, shape (B,).
+
+        Returns:
+            fairseq's encoder output: ``encoder_out`` (T', B, C) and ``encoder_padding_mask``
+            (B, T'), empty where nothing is padded; the remaining keys are empty.
+        """
+        frames, padding_mask = self.speech(src_tokens, src_lengths)
+        x, padding_mask = self.connector(frames, padding_mask)
+        if self.text is not None:
+            x, padding_mask = self.text.encode(x, padding_mask, self.prefix)
+        return {
+            "encoder_out": [x],
+            "encoder_padding_mask": [] if padding_mask is None else [padding_mask],
+            "encoder_embedding": [],
+            "encoder_states": [],
+            "src_tokens": [],
+            "src_lengths": [],
+        }
+
+    def reorder_encoder_out(
+        self, encoder_out: dict[str, list[Tensor]], new_order: Tensor
+    ) -> dict[str, list[Tensor]]:
+        """Select rows (B',) of the batch, as beam search does."""
+        reordered: dict[str, list[Tensor]] = {key: [] for key in encoder_out}
+        for key, dim in (("encoder_out", 1), ("encoder_padding_mask", 0)):
+            reordered[key] = [x.index_select(dim, new_order) for x in encoder_out[key]]
+        return reordered
+
+    def max_positions(self) -> int:
+        """Longest input in samples: the encoder sets no limit."""
+        return int(1e9)
+
+
+@register_model("connector_st", dataclass=ConnectorStConfig)
+class ConnectorStModel(RecordedModel, FairseqEncoderDecoderModel):
+    """Frozen speech encoder → connector → frozen text model.
+
+    Only the connector trains, and only it is in the checkpoint, which names the frozen models by their
+    paths and a digest of their weights, and refuses others.
+
+    Args:
+        encoder: speech encoder and connector.
+        decoder: the text model.
+
+    Source: Sedláček et al. 2024 (arXiv 2411.18294), Sections 3.1 and 3.2: ECD and ECED.
+    """
+
+    def __init__(self, encoder: ConnectedEncoder, decoder: FrozenTextModel) -> None:
+        super().__init__(encoder, decoder)
+        self.register_vocabulary("vocabulary_version", decoder.dictionary)
+
+    @classmethod
+    def from_pretrained(cls, path: str, data: str) -> tuple["ConnectorStModel", Any]:
+        """Load a trained connector between the frozen models that it names.
+
+        Args:
+            path: the checkpoint.
+            data: folder of the vocabularies it was trained with.
+
+        Returns:
+            The model, in evaluation mode, and its task.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``fairseq_samu.models.from_pretrained.load_trained``.
+        """
+        return load_trained(path, "connector_st", data)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "ConnectorStModel":
+        """Build from options.
+
+        Args:
+            cfg: a ``ConnectorStConfig``; from a checkpoint, the one it was trained with.
+            task: gives ``target_dictionary`` and ``input_normalization``.
+
+        Returns:
+            The model.
+
+        Raises:
+            FileNotFoundError: a frozen model is not where it was; ``fairseq-generate`` takes
+                ``--model-overrides "{'text_model_path': …}"``.
+            ValueError: options, frozen models and task do not fit together.
+        """
+        _check_options(cfg, task)
+        agree_with_task(cfg, task)
+        speech = load_frozen_speech_encoder(cfg.speech_encoder_path, cfg.input_normalization)
+        text = FrozenTextModel(load_seq2seq(cfg.text_model_path), task.target_dictionary)
+        feeds_encoder = str(cfg.connect) == "encoder"
+        encoder = ConnectedEncoder(
+            speech,
+            _build_connector(cfg, speech.width, text.width),
+            text if feeds_encoder else None,
+            _encode_prefix(cfg, task) if feeds_encoder else None,
+        )
+        speech_digest = weights_digest(cfg.speech_encoder_path)
+        if cfg.reset_decoder_from is not None:
+            _adopt_connector(encoder.connector, cfg.reset_decoder_from, speech_digest)
+            cfg.reset_decoder_from = None
+        record(cfg)
+        model = cls(encoder, text)
+        model.register_settings(
+            cfg,
+            task,
+            {
+                SPEECH_WEIGHTS: speech_digest,
+                TEXT_WEIGHTS: weights_digest(cfg.text_model_path),
+            },
+        )
+        modules: dict[str, nn.Module] = {
+            "speech encoder": speech,
+            "connector": encoder.connector,
+            "text model": text,
+        }
+        name_parts({name: list(module.parameters()) for name, module in modules.items()})
+        return model
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        """Weights without those of the frozen models."""
+        whole = super().state_dict(*args, **kwargs)
+        return {name: whole[name] for name in whole if not name.startswith(FROZEN)}
+
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: Any = None,
+    ) -> Any:
+        """Load the connector; see ``RecordedModel.load_state_dict``."""
+        whole = super().state_dict()
+        frozen = {name: whole[name] for name in whole if name.startswith(FROZEN)}
+        return super().load_state_dict({**state_dict, **frozen}, strict, model_cfg, args)
+
+    def forward(
+        self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Predict every target token from the ones before it.
+
+        Args:
+            src_tokens: waveforms, zero where padded, shape (B, S).
+            src_lengths: samples of every utterance, shape (B,).
+            prev_output_tokens: target tokens shifted by one, shape (B, L).
+
+        Returns:
+            Logits (B, L, V) and a dict with fairseq's extras and ``encoder_out``.
+        """
+        encoder_out = self.encoder(src_tokens, src_lengths)
+        logits, extra = self.decoder(prev_output_tokens, encoder_out=encoder_out)
+        return logits, {**extra, "encoder_out": encoder_out}
+
+
+def _check_options(cfg: Any, task: Any) -> None:
+    if task.target_dictionary is None:
+        raise ValueError(
+            "connector_st needs target texts: give the data folder the text model's vocabulary"
+        )
+    for option in ("speech_encoder_path", "text_model_path"):
+        if cfg[option] is None:
+            raise ValueError(f"connector_st: --{option.replace('_', '-')} is missing")
+    if cfg.text_prefix and str(cfg.connect) != "encoder":
+        raise ValueError("--text-prefix goes into the text model's encoder: --connect encoder")
+
+
+def _build_connector(cfg: Any, in_dim: int, out_dim: int) -> nn.Module:
+    kind = str(cfg.connector)
+    if kind == "linear":
+        return LinearAdaptor(in_dim, out_dim, cfg.connector_stride)
+    sizes = {
+        "dim": cfg.connector_dim,
+        "layers": cfg.connector_layers,
+        "heads": cfg.connector_heads,
+        "ffn_dim": cfg.connector_ffn_dim,
+        "dropout": cfg.connector_dropout,
+    }
+    if kind == "ste":
+        return SubsamplerTransformer(in_dim, out_dim, **sizes)
+    return QFormer(in_dim, out_dim, cfg.connector_queries, **sizes)
+
+
+def _encode_prefix(cfg: Any, task: Any) -> Tensor | None:
+    if not cfg.text_prefix:
+        return None
+    return torch.tensor(source_tokens(cfg.text_model_path, cfg.text_prefix, task.target_dictionary))
+
+
+def _adopt_connector(connector: nn.Module, path: str, speech_digest: str) -> None:
+    """Load the connector of another checkpoint, whose speech encoder has to be the same."""
+    state = compat.load_checkpoint(path).get("model", {})
+    weights = {
+        name[len(CONNECTOR) :]: weight
+        for name, weight in state.items()
+        if name.startswith(CONNECTOR)
+    }
+    if not weights or "settings_version" not in state:
+        raise ValueError(
+            f"{path}: --reset-decoder-from expects a checkpoint of connector_st, found no connector"
+        )
+    trained = json.loads(bytes(state["settings_version"].tolist()))[SPEECH_WEIGHTS]
+    if trained != speech_digest:
+        raise ValueError(
+            f"{path}: its connector read a speech encoder with the weights {trained}, "
+            f"--speech-encoder-path has {speech_digest}"
+        )
+    try:
+        connector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: the connector has other sizes than the options and the text model ask for: {error}"
+        ) from error

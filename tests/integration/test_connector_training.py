@@ -1,0 +1,203 @@
+"""A connector between a frozen wav2vec 2.0 and a frozen MarianMT, with fairseq's commands."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+
+from data_prep.manifest import read_column
+from fairseq_samu import compat
+from fairseq_samu.models import ConnectorStModel
+
+transformers = pytest.importorskip("transformers")
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VOCABULARY = ["--dictionary", "dict.json", "--lang-tag-template", ""]
+CONNECTOR = ["--connector-layers", "1", "--connector-dim", "16", "--connector-ffn-dim", "32"]
+
+
+@pytest.fixture(scope="module")
+def folders(corpus, tmp_path_factory):
+    """Folders of the data, the speech encoder and the text model."""
+    root = tmp_path_factory.mktemp("connector")
+    data = root / "data"
+    data.mkdir()
+    for split in ("train", "dev", "test"):
+        shutil.copy(corpus / f"{split}.tsv", data)
+    texts = [
+        *read_column(data / "train.tsv", "tgt_text"),
+        *read_column(data / "train.tsv", "src_text"),
+    ]
+    write_marian(root / "marian", texts, seed=1)
+    subprocess.run(
+        [sys.executable, "-m", "data_prep.build_vocab", "--text-model", str(root / "marian"),
+         "--out", str(data)],
+        cwd=REPOSITORY, check=True,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    config = transformers.Wav2Vec2Config(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        conv_dim=(12, 12, 12, 12), conv_kernel=(20, 8, 4, 4), conv_stride=(10, 4, 4, 2),
+        num_feat_extract_layers=4, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    transformers.Wav2Vec2Model(config).save_pretrained(root / "wav2vec2")
+    return {"data": data, "speech": root / "wav2vec2", "text": root / "marian"}
+
+
+def write_marian(folder: Path, texts, seed: int) -> None:
+    folder.mkdir()
+    with open(folder / "target.spm", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=file, vocab_size=80,
+            hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    shutil.copy(folder / "target.spm", folder / "source.spm")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "target.spm"))
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    others = [piece for piece in pieces if piece not in ("<s>", "</s>", "<unk>")]
+    symbols = ["</s>", "<unk>", *others, ">>en<<", "<pad>"]
+    numbers = {symbol: number for number, symbol in enumerate(symbols)}
+    (folder / "vocab.json").write_text(json.dumps(numbers), encoding="utf-8")
+    torch.manual_seed(seed)
+    last = len(symbols) - 1
+    config = transformers.MarianConfig(
+        vocab_size=len(symbols), d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        pad_token_id=last, eos_token_id=0, decoder_start_token_id=last, max_position_embeddings=256,
+    )  # fmt: skip
+    model = transformers.MarianMTModel(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.final_logits_bias[0, 0] = 1.0  # ends now and then
+    model.save_pretrained(folder)
+
+
+def options(folders, tmp_path, *more):
+    return [
+        folders["data"], "--arch", "connector_st", *CONNECTOR, *VOCABULARY,
+        "--speech-encoder-path", folders["speech"],
+        "--text-model-path", folders["text"], "--save-dir", tmp_path / "save", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(folders, run_fairseq, tiny_training, tmp_path_factory):
+    """A short training, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    log = run_fairseq(
+        "train", *options(folders, folder), *tiny_training, "--max-update", "20", "--eval-bleu",
+        "--eval-beam", "2",
+    ).stdout  # fmt: skip
+    return folder / "save" / "checkpoint_last.pt", log
+
+
+def test_only_the_connector_is_trained_and_saved(trained, folders):
+    path, log = trained
+    table = dict(re.findall(r"^(speech encoder|connector|text model) +[\d,]+ +([\d,]+)", log, re.M))
+    assert table["speech encoder"] == table["text model"] == "0"
+    assert int(table["connector"].replace(",", "")) > 0
+    state = compat.load_checkpoint(str(path))
+    names = [name for name in state["model"] if not name.endswith("_version")]
+    assert names and all(name.startswith("encoder.connector.") for name in names)
+    assert state["cfg"]["model"]["text_model_path"] == str(folders["text"])
+    nll = [float(x) for x in re.findall(r'"dev_nll_loss": "([\d.]+)"', log)]
+    assert nll[-1] < nll[0] - 0.02
+
+
+def test_it_translates_as_the_text_model_generates(trained, folders, run_fairseq):
+    """fairseq-generate, against generate() of transformers over the connector's states."""
+    path, _ = trained
+    lines = run_fairseq(
+        "generate", folders["data"], "--task", "speech_to_text_samu", "--gen-subset", "test", "--cpu",
+        "--path", path, "--beam", "3", "--max-len-b", "12", "--max-tokens", "400000",
+        *VOCABULARY,
+    ).stdout  # fmt: skip
+    found = dict(re.findall(r"^H-(\d+)\t\S+\t(.*)$", lines, re.M))
+    model, task = ConnectorStModel.from_pretrained(str(path), str(folders["data"]))
+    task.load_dataset("test", task_cfg=task.cfg)
+    dataset, dictionary = task.dataset("test"), task.target_dictionary
+    assert len(found) == len(dataset)
+    compared = 0
+    for row in range(len(dataset)):
+        batch = dataset.collater([dataset[row]])["net_input"]
+        with torch.no_grad():
+            states = model.encoder(batch["src_tokens"], batch["src_lengths"])["encoder_out"][0]
+        expected = model.decoder.model.generate(
+            encoder_outputs=transformers.modeling_outputs.BaseModelOutput(states.transpose(0, 1)),
+            num_beams=3, length_penalty=1.0, early_stopping=True, max_new_tokens=30, min_new_tokens=1,
+            bad_words_ids=[[dictionary.pad()]], forced_eos_token_id=None,
+        )[0, 1:]  # fmt: skip
+        if dictionary.eos() in expected[:12]:
+            compared += 1
+            assert found[str(row)] == dictionary.string(expected)
+    assert compared > 3
+
+
+@pytest.mark.parametrize("changed", ["text", "speech"])
+def test_another_frozen_model_is_refused(trained, folders, run_fairseq, tmp_path, changed):
+    path, _ = trained
+    other = tmp_path / "other"
+    shutil.copytree(folders[changed], other)
+    weights = transformers.MarianMTModel if changed == "text" else transformers.Wav2Vec2Model
+    model = weights.from_pretrained(other)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    model.save_pretrained(other)
+    option = {"text": "text_model_path", "speech": "speech_encoder_path"}[changed]
+    failed = run_fairseq(
+        "generate", folders["data"], "--task", "speech_to_text_samu", "--gen-subset", "test", "--cpu",
+        *VOCABULARY, "--path", path, "--model-overrides", str({option: str(other)}), check=False,
+    )  # fmt: skip
+    assert failed.returncode != 0
+    assert f"weights of --{option.replace('_', '-')}: the checkpoint was trained" in failed.stdout
+
+
+def test_a_resumed_training_goes_on(trained, folders, run_fairseq, tiny_training, tmp_path):
+    path, _ = trained
+    (tmp_path / "save").mkdir()
+    shutil.copy(path, tmp_path / "save")
+    log = run_fairseq(
+        "train", *options(folders, tmp_path), *tiny_training, "--max-update", "21", "--disable-validation",
+    ).stdout  # fmt: skip
+    assert compat.load_checkpoint(str(tmp_path / "save" / "checkpoint_last.pt"))["cfg"]
+    assert 'num_updates": "21"' in log
+
+
+def test_through_the_encoder_with_queries_and_a_prefix(
+    folders, run_fairseq, tiny_training, tmp_path
+):
+    more = ["--connect", "encoder", "--connector", "qformer", "--connector-queries", "6",
+            "--text-prefix", ">>en<<"]  # fmt: skip
+    log = run_fairseq(
+        "train", *options(folders, tmp_path, *more), *tiny_training, "--max-update", "4",
+    ).stdout  # fmt: skip
+    assert re.search(r'"dev_loss": "[\d.]+"', log)
+
+
+def test_the_connector_goes_on_with_another_text_model(
+    trained, folders, run_fairseq, tiny_training, tmp_path
+):
+    path, _ = trained
+    other = tmp_path / "marian"
+    shutil.copytree(folders["text"], other)
+    model = transformers.MarianMTModel.from_pretrained(other)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    model.save_pretrained(other)
+    given = options({**folders, "text": other}, tmp_path, "--reset-decoder-from", path)
+    run_fairseq(
+        "train", *given, *tiny_training, "--max-update", "1", "--lr", "0", "--disable-validation"
+    )
+    before = compat.load_checkpoint(str(path))["model"]
+    after = compat.load_checkpoint(str(tmp_path / "save" / "checkpoint_last.pt"))
+    assert after["cfg"]["model"]["reset_decoder_from"] is None
+    for name in before:
+        if name.startswith("encoder.connector."):
+            assert torch.equal(before[name], after["model"][name]), name
