@@ -187,8 +187,8 @@ def test_the_command(tmp_path):
     assert second.startswith("train with --lang-tag-template '[{}]' --lang-tag-map en=en_XX,…")
     assert Dictionary.load(str(tmp_path / "dict.txt"))[-1] == "<mask>"
     for options, message in [
-        ([], "either --manifests, to train on, or --pretrained"),
-        ([*pretrained, "--manifests", "a.tsv"], "either --manifests"),
+        ([], "one of --manifests, to train on, --pretrained and --text-model"),
+        ([*pretrained, "--manifests", "a.tsv"], "one of --manifests"),
         (pretrained[:2], "--pretrained and --sentencepiece-model together"),
         (["--manifests", "a.tsv", "--prune-to", "a.tsv"], "--prune-to is for the vocabulary of a"),
         (
