@@ -160,6 +160,9 @@ def prepare_espeak(
     for given in (splits, sources, targets):
         if not given or len(set(given)) < len(given):
             raise ValueError(f"expected names given once each, found {list(given)}")
+    for split in splits:
+        if Path(split).name != split:
+            raise ValueError(f"expected names of splits without folders, found {split!r}")
     texts = {
         split: find_parallel_texts(Path(text_dir), split, sources, targets) for split in splits
     }

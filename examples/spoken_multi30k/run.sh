@@ -78,8 +78,10 @@ translator() {  # NAME ENCODER VIEW NOISE LANGUAGES
         model.encoder_view="$3" model.encoder_view_noise="$4" "task.source_langs='$5'"
 }
 
-# $jobs commands side by side; the script ends where one fails.
+# $jobs commands side by side; where one fails the script ends, and with it the others.
 running=()
+set -m  # a group of processes for every job
+trap 'for job in $(jobs -p); do kill -- "-$job" 2> /dev/null || true; done' EXIT
 beside() {
     "$@" &
     running+=($!)

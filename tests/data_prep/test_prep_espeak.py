@@ -141,6 +141,7 @@ def test_long_utterances_are_left_out(text, tmp_path):
         ({"workers": 0}, "at least one worker, found 0"),
         ({"splits": ["train", "train"]}, "given once each, found \\['train', 'train'\\]"),
         ({"splits": []}, "given once each, found \\[\\]"),
+        ({"splits": ["../x"]}, "names of splits without folders, found '../x'"),
     ],
 )
 def test_wrong_options(text, tmp_path, change, message):
