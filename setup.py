@@ -13,7 +13,8 @@ README = HERE / "README.md"
 
 ESPEAK = ["espeakng-loader"]
 PLOT = ["matplotlib"]
-DEMO = [*ESPEAK, *PLOT]
+TEACHER = ["sentence-transformers>=6", "transformers"]
+DEMO = [*ESPEAK, *PLOT, *TEACHER]
 
 setup(
     name="fairseq-samu",
@@ -43,7 +44,7 @@ setup(
     ],
     extras_require={
         "hf": ["safetensors", "transformers"],
-        "teacher": ["sentence-transformers>=6", "transformers"],
+        "teacher": TEACHER,
         "search": ["faiss-cpu"],
         "espeak": ESPEAK,
         "plot": PLOT,
