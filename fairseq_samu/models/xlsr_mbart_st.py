@@ -67,15 +67,16 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
         default="hidden",
         metadata={
             "help": "what the decoder reads: the encoder's hidden frames; or, of a SAMU-XLS-R encoder, the "
-            "frames projected to the sentence space and weighted as its head pools them (best for languages "
-            "without translation data); or the pooled vector alone"
+            "frames projected to the sentence space and weighted as its head pools them (measured in "
+            "examples/demo: the best of the three for languages without translation data); or the pooled "
+            "vector alone"
         },
     )
     encoder_view_noise: float = field(
         default=0.0,
         metadata={
             "help": "Gaussian noise on what the adaptor reads in training, as a multiple of every feature's "
-            "standard deviation; 0.7 helps a frozen encoder in languages without translation data"
+            "standard deviation: a regulariser that the demo's frozen encoder turned out not to need"
         },
     )
     adaptor: ADAPTORS = field(  # type: ignore[valid-type]
