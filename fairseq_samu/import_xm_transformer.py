@@ -236,7 +236,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         "variance, whatever standardize_audio says; 'none' for older ones that did not (default: utterance)",
     )
     args = parser.parse_args(argv)
-    logging.getLogger("fairseq_samu").setLevel(logging.WARNING)
     try:
         lines = import_xm_transformer(
             args.checkpoint,
@@ -252,4 +251,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
+    # Importing fairseq has switched the debugging messages of all libraries on.
+    logging.getLogger().setLevel(logging.WARNING)
     main()

@@ -258,7 +258,7 @@ def test_transcripts_to_train_on_are_not_empty(corpus, tmp_path):
 def test_interactive_input_is_checked_line_by_line(corpus, tmp_path):
     task = setup(corpus)
     soundfile.write(tmp_path / "short.wav", np.ones(10, dtype="float32"), 16000)
-    with pytest.raises(ValueError, match="line 2: expected the path"):
+    with pytest.raises(ValueError, match="line 2: expected a path of an audio file"):
         soundfile.write(tmp_path / "long.wav", np.ones(800, dtype="float32"), 16000)
         task.get_interactive_tokens_and_lengths([str(tmp_path / "long.wav"), " "], None)
     with pytest.raises(ValueError, match=r"short\.wav: expected 400 to 480000 samples.*found 10"):
