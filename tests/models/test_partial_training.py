@@ -367,7 +367,7 @@ def test_a_waiting_encoder_has_no_graph_at_all(caplog):
     assert not model.train().encoder(*batch())["speech_out"][0].requires_grad
     with caplog.at_level(logging.INFO):
         model.set_num_updates(2)
-    assert caplog.messages == ["the encoder trains from update 2 on"]
+    assert caplog.messages[-1] == "the encoder trains from update 2 on"
     assert model.encoder(*batch())["speech_out"][0].requires_grad
 
 
