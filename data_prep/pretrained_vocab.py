@@ -9,7 +9,13 @@ from typing import NamedTuple
 import sentencepiece
 
 from data_prep.manifest import read_column
-from data_prep.vocabulary_files import SPECIAL_SYMBOLS, KeptRows, Vocabulary, write_vocabulary
+from data_prep.vocabulary_files import (
+    SPECIAL_SYMBOLS,
+    KeptRows,
+    Vocabulary,
+    load_sentencepiece,
+    write_vocabulary,
+)
 
 # Languages in the order of their embeddings.
 MBART_25 = """
@@ -97,13 +103,7 @@ def adopt_vocab(
     Source: fairseq's `examples/mbart`, `examples/multilingual`; MBartTokenizer, MBart50Tokenizer and
     NllbTokenizer of transformers.
     """
-    if not model_path.is_file():
-        raise FileNotFoundError(f"{model_path}: expected a SentencePiece model, found no file")
-    serialized = model_path.read_bytes()
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=serialized)
-    except RuntimeError as error:
-        raise ValueError(f"{model_path}: not a SentencePiece model ({error})") from error
+    serialized, model = load_sentencepiece(model_path)
     pieces = [model.id_to_piece(index) for index in range(model.get_piece_size())]
     if tuple(pieces[:3]) != FIRST_PIECES:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import sentencepiece
 
 from data_prep.atomic import ReplacedFile
+from data_prep.vocabulary_files import load_sentencepiece
 
 #: Families → the SentencePiece model of their targets.
 SENTENCEPIECE = {"marian": "target.spm", "t5": "spiece.model", "mt5": "spiece.model"}
@@ -39,13 +40,7 @@ def adopt_text_model_vocab(folder: Path, out_dir: Path) -> str:
             "mBART and NLLB: --pretrained"
         )
     model_path = folder / SENTENCEPIECE[family]
-    if not model_path.is_file():
-        raise FileNotFoundError(f"{model_path}: expected a SentencePiece model, found no file")
-    serialized = model_path.read_bytes()
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=serialized)
-    except RuntimeError as error:
-        raise ValueError(f"{model_path}: not a SentencePiece model ({error})") from error
+    serialized, model = load_sentencepiece(model_path)
     size = int(config["vocab_size"])
     symbols = _marian_symbols(folder, config) if family == "marian" else _t5_symbols(model)
     if len(symbols) > size:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import sentencepiece
+
 from data_prep.atomic import ReplacedFile
 
 # The symbols that every fairseq dictionary begins with and that are not in its file.
@@ -93,6 +95,22 @@ def write_vocabulary(
         for file in (model_file, dictionary_file, rows_file):
             file.discard()
     return model_file.path, dictionary_file.path
+
+
+def load_sentencepiece(path: Path) -> tuple[bytes, sentencepiece.SentencePieceProcessor]:
+    """Reads a SentencePiece model: its file as it is, and the model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no SentencePiece model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a SentencePiece model, found no file")
+    serialized = path.read_bytes()
+    try:
+        return serialized, sentencepiece.SentencePieceProcessor(model_proto=serialized)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not a SentencePiece model ({error})") from error
 
 
 def load_dictionary(path: Path) -> list[str]:

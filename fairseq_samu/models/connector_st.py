@@ -1,6 +1,5 @@
 """A small connector between a frozen speech recogniser and a frozen translator."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional
 
@@ -21,6 +20,7 @@ from fairseq_samu.models.recorded_model import (
     RecordedModel,
     agree_with_task,
     name_parts,
+    read_settings,
     record,
 )
 from fairseq_samu.modules.connector import QFormer, SubsamplerTransformer
@@ -335,7 +335,7 @@ def _adopt_connector(connector: nn.Module, path: str, speech_digest: str) -> Non
         raise ValueError(
             f"{path}: --reset-decoder-from expects a checkpoint of connector_st, found no connector"
         )
-    trained = json.loads(bytes(state["settings_version"].tolist()))[SPEECH_WEIGHTS]
+    trained = read_settings(state["settings_version"])[SPEECH_WEIGHTS]
     if trained != speech_digest:
         raise ValueError(
             f"{path}: its connector read a speech encoder with the weights {trained}, "

@@ -181,8 +181,7 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
         if name not in state_dict or name not in self.state_dict():
             return
         trained, own = (
-            json.loads(bytes(record.tolist()))
-            for record in (state_dict[name], self.state_dict()[name])
+            read_settings(record) for record in (state_dict[name], self.state_dict()[name])
         )
         different = [
             f"{option}: the checkpoint was trained with {trained.get(option)!r}, this run says "
@@ -209,6 +208,12 @@ class RecordedModel(BaseFairseqModel):  # type: ignore[misc]
                 "the checkpoint's weights have other sizes than the model's, whose options have to "
                 "be those it was trained with:\n  " + "\n  ".join(different[:8]) + more
             )
+
+
+def read_settings(record: Tensor) -> dict[str, str]:
+    """What ``register_settings`` wrote into ``settings_version``."""
+    settings: dict[str, str] = json.loads(bytes(record.tolist()))
+    return settings
 
 
 def name_parts(parts: Mapping[str, Sequence[nn.Parameter]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -39,9 +40,9 @@ class LateTraining:
     _wanted_mode = True
 
     @property
+    @abstractmethod
     def transformer(self) -> Transformer:
         """What there is to train."""
-        raise NotImplementedError
 
     @property
     def frozen(self) -> bool:

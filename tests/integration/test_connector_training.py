@@ -166,8 +166,14 @@ def test_a_resumed_training_goes_on(trained, folders, run_fairseq, tiny_training
     log = run_fairseq(
         "train", *options(folders, tmp_path), *tiny_training, "--max-update", "21", "--disable-validation",
     ).stdout  # fmt: skip
-    assert compat.load_checkpoint(str(tmp_path / "save" / "checkpoint_last.pt"))["cfg"]
     assert 'num_updates": "21"' in log
+    before, after = (
+        compat.load_checkpoint(str(file))["model"]
+        for file in (path, tmp_path / "save" / "checkpoint_last.pt")
+    )
+    name = "encoder.connector.projection.weight"
+    moved = (before[name] - after[name]).abs().max()
+    assert 0 < moved < 0.01  # one step from there, and not from new weights
 
 
 def test_through_the_encoder_with_queries_and_a_prefix(
@@ -179,6 +185,16 @@ def test_through_the_encoder_with_queries_and_a_prefix(
         "train", *options(folders, tmp_path, *more), *tiny_training, "--max-update", "4",
     ).stdout  # fmt: skip
     assert re.search(r'"dev_loss": "[\d.]+"', log)
+    path = tmp_path / "save" / "checkpoint_last.pt"
+    model, task = ConnectorStModel.from_pretrained(str(path), str(folders["data"]))
+    assert model.encoder.prefix.tolist() == [task.target_dictionary.index(">>en<<")]
+    with torch.no_grad():
+        states = model.encoder(torch.randn(2, 8000), torch.tensor([8000, 6000]))
+        vectors, _ = model.encoder.connector(
+            *model.encoder.speech(torch.ones(1, 8000), torch.tensor([8000]))
+        )
+    assert states["encoder_out"][0].shape == (7, 2, 16) and vectors.shape == (6, 1, 16)
+    assert not states["encoder_padding_mask"]
 
 
 def test_the_connector_goes_on_with_another_text_model(
