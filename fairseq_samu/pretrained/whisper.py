@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq_samu.pretrained.hugging_face import read_weights
-from fairseq_samu.pretrained.seq2seq import named_errors
+from fairseq_samu.pretrained.seq2seq import import_transformers, named_errors
 
 PREFIXES = ("model.encoder.", "encoder.")
 
@@ -24,14 +24,10 @@ def load_whisper_encoder(folder: str) -> Any:
         ValueError: the weights are not those of that configuration.
         ImportError: transformers is not installed.
     """
-    try:
-        from transformers import WhisperConfig
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-    except ImportError as error:
-        raise ImportError(f"{folder}: reading it needs transformers: pip install .[hf]") from error
+    transformers = import_transformers(folder, "hf")
     with named_errors(folder):
-        config = WhisperConfig.from_pretrained(folder, local_files_only=True)
-        encoder: Any = WhisperEncoder(config)
+        config = transformers.WhisperConfig.from_pretrained(folder, local_files_only=True)
+        encoder = transformers.models.whisper.modeling_whisper.WhisperEncoder(config)
     found = read_weights(folder, lambda name: name.startswith(PREFIXES))
     weights = {name.split("encoder.", 1)[1]: weight.float() for name, weight in found.items()}
     try:

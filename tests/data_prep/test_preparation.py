@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from data_prep import preparation as preparation_module
 from data_prep.clips import ClipRules, Place
@@ -77,6 +78,9 @@ def test_whole_files_stay_and_segments_are_packed(speech, tmp_path):
             # White noise keeps the power below 8 kHz when it is resampled.
             share = (wave**2).mean() / (spoken**2).mean()
             assert share == pytest.approx(16_000 / RATE, rel=0.15)
+            # Its own channel and time; 16 bits.
+            expected = soxr.resample(spoken, RATE, 16_000)
+            np.testing.assert_allclose(wave, expected, atol=2**-15)
     with zipfile.ZipFile(tmp_path / "train.zip") as archive:
         assert archive.testzip() is None and len(archive.namelist()) == 20
         assert archive.namelist()[0] == "train-long-0.flac"

@@ -232,6 +232,23 @@ def test_another_encoder_has_a_folder_of_its_own(data, tmp_path, other):
     assert len(serve(tmp_path / "cache", half, served)) == 8
 
 
+class MultiplyingEncoder(Encoder):
+    """Remembers the precision of its products."""
+
+    def forward(self, wave, lengths):
+        self.products = nn.functional.linear(wave.new_ones(1, 1), wave.new_ones(1, 1)).dtype
+        return super().forward(wave, lengths)
+
+
+@pytest.mark.parametrize("cpu_bf16", [False, True])
+def test_states_are_computed_in_the_precision_that_their_folder_names(data, tmp_path, cpu_bf16):
+    encoder = MultiplyingEncoder()
+    serve(tmp_path / "cache", encoder, dataset(data), cpu_bf16=cpu_bf16)
+    (folder,) = (path.parent.name for path in tmp_path.glob("cache/*/encoder.json"))
+    assert folder.endswith("_bf16") == cpu_bf16
+    assert encoder.products == (torch.bfloat16 if cpu_bf16 else torch.float32)
+
+
 def test_audio_that_changed_is_encoded_again(data, tmp_path):
     serve(tmp_path / "cache", Encoder(), dataset(data))
     shutil.copy(tmp_path / "2.wav", tmp_path / "0.wav")
