@@ -38,8 +38,8 @@ test: check ## check, then run the tests
 	@$(BIN)/python -m pytest
 
 .PHONY: bench
-bench: install ## measure training from stored encoder states
-	@$(BIN)/python benchmarks/connector_cache.py --out bench_out
+bench: install ## measure speed and memory beside fairseq's own models: bench_out/results.md
+	@$(BIN)/python -m benchmarks --out bench_out
 
 .PHONY: test-py310
 test-py310: ## run the tests on Python 3.10 with fairseq 0.12.2, in .venv310

@@ -1,0 +1,61 @@
+"""fairseq's own trainer in this process, for either side of a comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from fairseq import options, tasks
+from fairseq.data import iterators
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
+from fairseq.trainer import Trainer
+
+import fairseq_samu  # noqa: F401  (registers tasks and models)
+
+
+def start(line: Sequence[str], device: str, precision: str = "fp32") -> Trainer:
+    """fairseq's trainer, as ``fairseq-train`` makes it.
+
+    Args:
+        line: its command line.
+        device: ``cpu`` or ``cuda``.
+        precision: ``fp32``, ``fp16`` or ``bf16``, for all weights and activations, as fairseq's options
+            of these names.
+    """
+    parser = options.get_training_parser()
+    placed = [*line, "--cpu"] if device == "cpu" else list(line)
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, placed))
+    # On a command line --bf16 asks for a TPU.
+    cfg.common.fp16, cfg.common.bf16 = precision == "fp16", precision == "bf16"
+    torch.manual_seed(cfg.common.seed)
+    task = tasks.setup_task(cfg.task)
+    with contextlib.redirect_stdout(io.StringIO()):  # some of fairseq's models print themselves
+        model = task.build_model(cfg.model)
+    return Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
+
+
+def batch(trainer: Trainer, split: str, rows: Sequence[int]) -> dict[str, Any]:
+    """Rows of a split that the trainer's task has loaded, as one batch."""
+    dataset = trainer.task.dataset(split)
+    return dataset.collater([dataset[row] for row in rows])
+
+
+def update(trainer: Trainer, sample: dict[str, Any]) -> float:
+    """Make an update; its loss, as fairseq logs it."""
+    with metrics.aggregate(new_root=True) as meters:
+        trainer.train_step([sample])
+    return float(meters["loss"].avg)
+
+
+def train(trainer: Trainer) -> Iterator[float]:
+    """Make an update whenever asked for one, epoch after epoch, in fairseq's order; its loss."""
+    epoch = 1
+    while True:
+        batches = trainer.get_train_iterator(epoch, load_dataset=epoch == 1)
+        for (sample,) in iterators.GroupedIterator(batches.next_epoch_itr(shuffle=True), 1):
+            yield update(trainer, sample)
+        epoch += 1
