@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
+from collections import Counter
 
 from tqdm import tqdm
 
@@ -14,6 +16,9 @@ from fairseq_samu.data.manifest_index import ManifestError
 
 #: A manifest with that many rows gets a progress bar, and is checked once.
 MANY_ROWS = 100_000
+
+#: Rows read from the manifest at a time.
+BLOCK_ROWS = 1 << 12
 
 
 def check_audio_present(manifest: Manifest, root: str) -> None:
@@ -32,35 +37,47 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
     mark = _mark(manifest, root)
     if len(manifest) >= MANY_ROWS and os.path.exists(mark):
         return
-    sizes: dict[str, int] = {}
+    archives: dict[str, int] = {}  # only they come again: a million paths would be kept for nothing
     missing = 0
     first: str | None = None
-    rows = range(len(manifest))
-    for row in tqdm(rows, desc="audio files", unit="row", disable=len(rows) < MANY_ROWS):
-        spec = manifest.cell(row, "audio")
-        path, offset, length = split_slice(spec)
-        path = os.path.join(root, path)
-        if path not in sizes:
-            sizes[path] = os.path.getsize(path) if os.path.isfile(path) else -1
-        needed = offset + length
-        if sizes[path] < max(needed, 1):
-            missing += 1
-            if first is None:
-                found = (
-                    f"no such file: {path}"
-                    if sizes[path] < 0
-                    else f"{sizes[path]} bytes in {path}, of which it needs {max(needed, 1)}"
-                )
-                first = f"{manifest.location(row)}: expected the audio {spec}, found {found}"
-        if length == 0:
-            # Only archives come again; a million paths would be kept for nothing.
-            del sizes[path]
+    rows = len(manifest)
+    with tqdm(desc="audio files", total=rows, unit="row", disable=rows < MANY_ROWS) as progress:
+        for begin in range(0, rows, BLOCK_ROWS):
+            specs = manifest.cells("audio", begin, min(begin + BLOCK_ROWS, rows))
+            for spec, count in Counter(specs).items():
+                path, offset, length = split_slice(spec)
+                path = os.path.join(root, path)
+                size = archives[path] if path in archives else _size(path)
+                if length > 0:
+                    archives[path] = size
+                needed = max(offset + length, 1)
+                if size >= needed:
+                    continue
+                missing += count
+                if first is None:  # a Counter keeps the order of the rows
+                    found = (
+                        f"no such file: {path}"
+                        if size < 0
+                        else f"{size} bytes in {path}, of which it needs {needed}"
+                    )
+                    location = manifest.location(begin + specs.index(spec))
+                    first = f"{location}: expected the audio {spec}, found {found}"
+            progress.update(len(specs))
     if first is not None:
-        raise ManifestError(f"{first} ({missing} of {len(manifest)} rows have no audio)")
+        raise ManifestError(f"{first} ({missing} of {rows} rows have no audio)")
     with contextlib.suppress(OSError):  # a read-only folder: the check runs again next time
         os.makedirs(os.path.dirname(mark), exist_ok=True)
         with open(mark, "w", encoding="utf-8"):
             pass
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; −1 if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def _mark(manifest: Manifest, root: str) -> str:

@@ -59,13 +59,13 @@ class Manifest:
         self._version = _version(self._fd)
         self._column = {name: i for i, name in enumerate(self.columns)}
         index = self._open_index(body)
-        self._offsets = index.offsets
+        self._starts, self._cell_ends = index.starts, index.cell_ends
         self.n_frames: NDArray[np.int64] = index.n_frames
-
-        found = [self._pair(int(row)) for row in index.first_rows]
-        self.pairs: list[tuple[str, str]] = sorted(found)
-        rank = np.array([self.pairs.index(pair) for pair in found], dtype=np.int16)
-        self.pair_ids: NDArray[np.int16] = rank[index.pair_codes]
+        self.pair_ids: NDArray[np.int16] = index.pair_ids
+        self.pairs: list[tuple[str, str]] = [
+            (self.cell(row, "src_lang"), self.cell(row, "tgt_lang"))
+            for row in index.first_rows.tolist()
+        ]
 
     def __len__(self) -> int:
         """Number of utterances."""
@@ -83,35 +83,48 @@ class Manifest:
             column: column name.
         """
         i = self._column[column]
-        return self._read(row, int(self._offsets[i, row]), int(self._offsets[i + 1, row]) - 1)
+        begin = int(self._cell_ends[i - 1, row]) if i else 0
+        return self._read(row, begin, int(self._cell_ends[i, row]) - 1)
+
+    def cells(self, column: str, begin: int, end: int) -> list[str]:
+        """Texts of one column in the rows from ``begin`` to before ``end``, read at once."""
+        i = self._column[column]
+        first = int(self._starts[begin])
+        starts = self._starts[begin:end] - first
+        block = self._read_bytes(begin, first, int(starts[-1] + self._cell_ends[-1, end - 1]))
+        begins = starts + self._cell_ends[i - 1, begin:end] if i else starts
+        ends = starts + self._cell_ends[i, begin:end] - 1
+        return [block[a:b].decode("utf-8") for a, b in zip(begins.tolist(), ends.tolist())]
 
     def row(self, row: int) -> dict[str, str]:
         """All cells of a row by column name."""
-        bounds = [int(offset) for offset in self._offsets[:, row]]
-        line = self._read(row, bounds[0], bounds[-1] - 1)
+        line = self._read(row, 0, int(self._cell_ends[-1, row]) - 1)
         return dict(zip(self.columns, line.split("\t")))
 
     def byte_lengths(self, column: str) -> NDArray[np.int32]:
         """Lengths (N,) of a column's cells in UTF-8 bytes, which bound the number of pieces."""
         i = self._column[column]
-        lengths: NDArray[np.int64] = self._offsets[i + 1] - self._offsets[i] - 1
-        return lengths.astype(np.int32)
+        begins = self._cell_ends[i - 1] if i else 0
+        lengths: NDArray[np.int32] = (self._cell_ends[i] - begins - 1).astype(np.int32)
+        return lengths
 
     def location(self, row: int) -> str:
         """``FILE:LINE`` of a row, for messages."""
         return f"{self.path}:{row + 2}"
 
-    def _pair(self, row: int) -> tuple[str, str]:
-        return self.cell(row, "src_lang"), self.cell(row, "tgt_lang")
-
     def _read(self, row: int, begin: int, end: int) -> str:
-        data = os.pread(self._fd, end - begin, begin)
+        """Text of some bytes of a row, counted from where it begins."""
+        return self._read_bytes(row, int(self._starts[row]) + begin, end - begin).decode("utf-8")
+
+    def _read_bytes(self, row: int, begin: int, size: int) -> bytes:
+        """Bytes of the manifest; ``row`` is where they are, for messages."""
+        data = os.pread(self._fd, size, begin)
         if _version(self._fd) != self._version:
             raise ManifestError(
                 f"{self.location(row)}: expected the file that was opened, found that it was written to "
                 "since; to change a manifest in use, write another file and move it into its place"
             )
-        return data.decode("utf-8")
+        return data
 
     def _open_index(self, body: int) -> ManifestIndex:
         """The stored index if it fits the file, else a new one, stored for the next time."""

@@ -17,16 +17,26 @@ COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker", "src_text", "src_la
 FILLED_COLUMNS = ("id", "audio", "n_frames", "src_lang")
 
 #: First number of a stored index; another layout gets another number.
-FORMAT = 0x53414D5500000001
+FORMAT = 0x53414D5500000002
 
-#: Bytes of the manifest in memory at a time while its index is built.
-BLOCK_BYTES = 1 << 23
+#: Numbers in front of the fields of an index.
+HEAD = 6
+
+#: Bytes of the manifest in memory at a time while its index is built; what is made of them stays in the
+#: processor's cache.
+BLOCK_BYTES = 1 << 20
 
 #: Bytes in which a header row has to end.
 MAX_HEADER_BYTES = 1 << 16
 
+#: Bytes of the longest row: offsets within a row have 32 bits.
+MAX_ROW_BYTES = (1 << 32) - 1
+
 #: Longest ``n_frames`` in digits: over a year of speech, and far from overflowing int64.
 MAX_DIGITS = 12
+
+#: Most language pairs: their numbers have 16 bits.
+MAX_PAIRS = (1 << 15) - 1
 
 _TAB, _NEWLINE, _RETURN, _ZERO = (ord(character) for character in "\t\n\r0")
 
@@ -39,32 +49,48 @@ class ManifestError(ValueError):
 class ManifestIndex:
     """Where the cells of a manifest are, and what training needs to know without reading them.
 
+    All of it lies in one array, which is memory-mapped when it was stored: a process holds the pages
+    alone that it looks at, and shares them with the others.
+
     Attributes:
-        size: bytes of the manifest.
-        mtime_ns: its modification time in nanoseconds.
-        first_rows: (P,) first row of every language pair.
-        offsets: (columns + 1, N) where the cells of a row begin; a cell ends one byte before the
-            next one.
+        flat: HEAD numbers (FORMAT, bytes of the manifest, its modification time in ns, columns C, rows N,
+            language pairs P), then the fields below and a checksum of all that, int64.
+        starts: (N,) where rows begin, in bytes of the manifest.
         n_frames: (N,) length in 16 kHz samples.
-        pair_codes: (N,) position of the row's language pair in ``first_rows``.
+        cell_ends: (C, N) bytes from a row's beginning to where the next cell begins; a cell ends one
+            byte before it.
+        pair_ids: (N,) number of the row's language pair, in sorted order of pairs.
+        first_rows: (P,) first row of every language pair.
     """
 
-    size: int
-    mtime_ns: int
-    first_rows: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    flat: NDArray[np.int64]
+    starts: NDArray[np.int64]
     n_frames: NDArray[np.int64]
-    pair_codes: NDArray[np.int64]
+    cell_ends: NDArray[np.uint32]
+    pair_ids: NDArray[np.int16]
+    first_rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, flat: NDArray[np.int64]) -> ManifestIndex:
+        """Fields of an array whose HEAD is filled in."""
+        columns, rows, pairs = (int(number) for number in flat[3:HEAD])
+        sizes = [rows, rows, _words(4 * columns * rows), _words(2 * rows), pairs]
+        parts = np.split(flat[HEAD:-1], np.cumsum(sizes))
+        starts, n_frames, cell_ends, pair_ids, first_rows = parts[:5]
+        return cls(
+            flat,
+            starts,
+            n_frames,
+            cell_ends.view(np.uint32)[: columns * rows].reshape(columns, rows),
+            pair_ids.view(np.int16)[:rows],
+            first_rows,
+        )
 
     def save(self, path: str) -> None:
-        """Write one flat int64 array: the sizes, every field, and a checksum of all that."""
-        columns, rows = self.offsets.shape
-        sizes = [FORMAT, self.size, self.mtime_ns, columns - 1, rows, len(self.first_rows)]
-        fields = (self.first_rows, self.offsets.ravel(), self.n_frames, self.pair_codes)
-        flat = np.concatenate([np.array(sizes), *fields, [0]])
-        flat[-1] = zlib.crc32(flat[:-1].data)
+        """Write the array, with its checksum."""
+        self.flat[-1] = zlib.crc32(self.flat[:-1].data)
         with open(path, "xb") as file:
-            np.save(file, flat, allow_pickle=False)
+            np.save(file, self.flat, allow_pickle=False)
 
     @classmethod
     def load(cls, path: str, fd: int, columns: int) -> ManifestIndex | None:
@@ -89,12 +115,12 @@ class ManifestIndex:
                 return None
         except (OSError, ValueError):
             return None
-        rows, pairs = (int(number) for number in flat[4:6])
-        first_rows, cells, n_frames, pair_codes = np.split(
-            flat[6:-1], np.cumsum([pairs, (columns + 1) * rows, rows])
-        )
-        offsets = cells.reshape(columns + 1, rows)
-        return cls(status.st_size, status.st_mtime_ns, first_rows, offsets, n_frames, pair_codes)
+        return cls.of(flat)
+
+
+def _words(size: int) -> int:
+    """64-bit words that hold so many bytes."""
+    return (size + 7) // 8
 
 
 def _checksum(path: str, size: int) -> int:
@@ -148,23 +174,22 @@ def build_index(fd: int, path: str, columns: Sequence[str], body: int) -> Manife
             not UTF-8, no rows, or a file that changes meanwhile.
     """
     status = os.fstat(fd)
-    scan = _Scan(path, list(columns))
+    scan = _Scan(path, list(columns), status, _count_rows(fd, body))
     for begin, block in _blocks(fd, body):
         scan.add(begin, block)
-    if scan.rows == 0:
-        raise ManifestError(f"{path}:2: expected at least one row below the header, found none")
     scan.check_ids(fd)
-    now = os.fstat(fd)
-    if (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+    if not scan.is_whole(os.fstat(fd)):
         raise ManifestError(f"{path}: expected a finished file, found that it changes while read")
-    return ManifestIndex(
-        status.st_size,
-        status.st_mtime_ns,
-        np.array(scan.first_rows, dtype=np.int64),
-        np.concatenate(scan.offsets, axis=1),
-        np.concatenate(scan.n_frames),
-        np.concatenate(scan.pair_codes),
-    )
+    return scan.finish()
+
+
+def _count_rows(fd: int, begin: int) -> int:
+    """Number of lines from ``begin`` on."""
+    lines, last = 0, b"\n"
+    while data := os.pread(fd, BLOCK_BYTES, begin):
+        lines += data.count(b"\n")
+        begin, last = begin + len(data), data[-1:]
+    return lines + (last != b"\n")
 
 
 def _blocks(fd: int, begin: int) -> Iterator[tuple[int, bytes]]:
@@ -180,25 +205,41 @@ def _blocks(fd: int, begin: int) -> Iterator[tuple[int, bytes]]:
         yield begin, rest + b"\n"
 
 
-class _Scan:
-    """Collects the index of a manifest block by block."""
+class _Numbers(dict[bytes, int]):
+    """Numbers texts in the order in which they turn up."""
 
-    def __init__(self, path: str, columns: list[str]) -> None:
+    def __missing__(self, text: bytes) -> int:
+        self[text] = len(self)
+        return self[text]
+
+
+class _Scan:
+    """Fills the index of a manifest block by block."""
+
+    def __init__(self, path: str, columns: list[str], status: os.stat_result, rows: int) -> None:
+        if rows == 0:
+            raise ManifestError(f"{path}:2: expected at least one row below the header, found none")
         self.path = path
         self.columns = columns
-        self.rows = 0
-        self.offsets: list[NDArray[np.int64]] = []
-        self.n_frames: list[NDArray[np.int64]] = []
-        self.pair_codes: list[NDArray[np.int64]] = []
-        self.first_rows: list[int] = []
-        self._codes: dict[tuple[bytes, bytes], int] = {}
-        self._id_hashes: list[NDArray[np.int64]] = []
+        self.rows = 0  # seen so far
+        cells = _words(4 * len(columns) * rows) + _words(2 * rows)
+        flat = np.zeros(HEAD + 2 * rows + cells + MAX_PAIRS + 1, dtype=np.int64)
+        flat[:HEAD] = FORMAT, status.st_size, status.st_mtime_ns, len(columns), rows, MAX_PAIRS
+        self.index = ManifestIndex.of(flat)
+        self._langs = _Numbers()
+        self._pairs: dict[int, int] = {}  # numbers of two languages in one → number of the pair
+        self._id_hashes = np.empty(rows, dtype=np.int64)
 
     def add(self, begin: int, block: bytes) -> None:
         """Take in the lines of a block that starts ``begin`` bytes into the file."""
         data = np.frombuffer(block, dtype=np.uint8)
         self._check_utf8(block)
         bounds = self._find_cells(data, block)
+        rows = slice(self.rows, self.rows + bounds.shape[1])
+        if rows.stop > len(self._id_hashes):
+            raise ManifestError(
+                f"{self.path}: expected a finished file, found that it changes while read"
+            )
         cells = {
             name: (bounds[i], bounds[i + 1] - 1)
             for i, name in enumerate(self.columns)
@@ -210,32 +251,46 @@ class _Scan:
             empty = is_empty[name]
             if empty.any():
                 raise self._error(int(empty.argmax()), f"expected a value in {name}, found none")
-        self.n_frames.append(self._parse_lengths(data, block, *cells["n_frames"]))
-        self.pair_codes.append(self._encode_pairs(block, cells["src_lang"], cells["tgt_lang"]))
-        ids = zip(*(bound.tolist() for bound in cells["id"]))
-        self._id_hashes.append(np.array([hash(block[a:b]) for a, b in ids], dtype=np.int64))
-        self.offsets.append(bounds + begin)
-        self.rows += bounds.shape[1]
+        self.index.n_frames[rows] = self._parse_lengths(data, block, *cells["n_frames"])
+        self.index.pair_ids[rows] = self._encode_pairs(block, cells["src_lang"], cells["tgt_lang"])
+        self._id_hashes[rows] = list(map(hash, _texts(block, *cells["id"])))
+        self.index.starts[rows] = bounds[0] + begin
+        self.index.cell_ends[:, rows] = bounds[1:] - bounds[0]
+        self.rows = rows.stop
 
     def check_ids(self, fd: int) -> None:
         """Refuse an id that two rows have."""
-        hashes = np.concatenate(self._id_hashes)
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(np.diff(hashes[order]) == 0)
-        if len(same) == 0:
-            return
-        offsets = np.concatenate(self.offsets, axis=1)
+        hashes = np.sort(self._id_hashes[: self.rows])
+        twice = np.unique(hashes[1:][np.diff(hashes) == 0])
         column = self.columns.index("id")
         first: dict[bytes, int] = {}
-        for row in np.unique(order[np.concatenate([same, same + 1])]).tolist():
-            begin, end = offsets[column, row], offsets[column + 1, row] - 1
-            name = os.pread(fd, int(end - begin), int(begin))
+        for row in np.flatnonzero(np.isin(self._id_hashes[: self.rows], twice)).tolist():
+            start = int(self.index.starts[row])
+            begin = int(self.index.cell_ends[column - 1, row]) if column else 0
+            end = int(self.index.cell_ends[column, row]) - 1
+            name = os.pread(fd, end - begin, start + begin)
             if name in first:
                 raise ManifestError(
                     f"{self.path}:{row + 2}: expected an id of its own, "
                     f"found {name.decode()!r} as in line {first[name] + 2}"
                 )
             first[name] = row
+
+    def is_whole(self, now: os.stat_result) -> bool:
+        """Whether all rows were seen of a file that is still the same."""
+        version = [now.st_size, now.st_mtime_ns]
+        return self.rows == len(self._id_hashes) and self.index.flat[1:3].tolist() == version
+
+    def finish(self) -> ManifestIndex:
+        """The index, with pairs in sorted order."""
+        langs = [lang.decode() for lang in self._langs]
+        pairs = [(langs[code >> 32], langs[code & 0xFFFFFFFF]) for code in self._pairs]
+        order = sorted(range(len(pairs)), key=pairs.__getitem__)
+        self.index.pair_ids[:] = np.argsort(order).astype(np.int16)[self.index.pair_ids]
+        self.index.first_rows[: len(order)] = self.index.first_rows[order]
+        flat = self.index.flat
+        flat[HEAD - 1] = len(order)
+        return ManifestIndex.of(flat[: len(flat) - MAX_PAIRS + len(order)])
 
     def _error(self, row: int, message: str) -> ManifestError:
         """Error in a row of the current block."""
@@ -265,6 +320,11 @@ class _Scan:
         bounds[1:] = separators.reshape(-1, columns).T + 1
         bounds[0, 0] = 0
         bounds[0, 1:] = bounds[-1, :-1]
+        longest = bounds[-1] - bounds[0]
+        if longest.max() > MAX_ROW_BYTES:
+            row = int(longest.argmax())
+            expected = f"expected a row of {MAX_ROW_BYTES} bytes at most"
+            raise self._error(row, f"{expected}, found {longest[row]}")
         # "\r\n": the last cell ends before the "\r".
         bounds[-1] -= data[np.maximum(bounds[-1] - 2, 0)] == _RETURN
         return bounds
@@ -297,21 +357,33 @@ class _Scan:
         block: bytes,
         source: tuple[NDArray[np.int64], NDArray[np.int64]],
         target: tuple[NDArray[np.int64], NDArray[np.int64]],
-    ) -> NDArray[np.int64]:
+    ) -> NDArray[np.int16]:
         """Number of every row's language pair, counted in the order in which pairs turn up."""
-        codes = []
-        bounds = zip(*(bound.tolist() for bound in (*source, *target)))
-        for row, (a, b, c, d) in enumerate(bounds):
-            pair = block[a:b], block[c:d]
-            code = self._codes.get(pair)
-            if code is None:
-                for lang in filter(None, pair):
-                    if lang.split() != [lang]:
-                        found = lang.decode()
-                        raise self._error(
-                            row, f"expected languages without spaces, found {found!r}"
-                        )
-                code = self._codes[pair] = len(self._codes)
-                self.first_rows.append(self.rows + row)
-            codes.append(code)
-        return np.array(codes, dtype=np.int64)
+        source_langs, target_langs = (
+            np.array([self._langs[lang] for lang in _texts(block, *cells)], dtype=np.int64)
+            for cells in (source, target)
+        )
+        bad = [n for lang, n in self._langs.items() if lang and lang.split() != [lang]]
+        if bad:
+            in_source, in_target = np.isin(source_langs, bad), np.isin(target_langs, bad)
+            row = int((in_source | in_target).argmax())
+            found = list(self._langs)[(source_langs if in_source[row] else target_langs)[row]]
+            raise self._error(row, f"expected languages without spaces, found {found.decode()!r}")
+        codes, first, inverse = np.unique(
+            source_langs << 32 | target_langs, return_index=True, return_inverse=True
+        )
+        # In order of their rows.
+        for i in np.argsort(first):
+            if int(codes[i]) not in self._pairs:
+                number = self._pairs[int(codes[i])] = len(self._pairs)
+                if number == MAX_PAIRS:
+                    expected = f"expected {MAX_PAIRS} language pairs at most"
+                    raise self._error(int(first[i]), f"{expected}, found one more")
+                self.index.first_rows[number] = self.rows + first[i]
+        numbers = np.array([self._pairs[code] for code in codes.tolist()], dtype=np.int16)
+        return numbers[inverse]
+
+
+def _texts(block: bytes, begin: NDArray[np.int64], end: NDArray[np.int64]) -> list[bytes]:
+    """Cells of a block, from their bounds."""
+    return [block[a:b] for a, b in zip(begin.tolist(), end.tolist())]

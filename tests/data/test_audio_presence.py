@@ -44,6 +44,13 @@ def test_the_first_row_without_audio_is_named(write, tmp_path, cell, found):
         check_audio_present(write("a.wav", cell, "a.wav", cell), str(tmp_path))
 
 
+def test_rows_of_all_blocks_are_counted_and_the_first_is_named(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(audio_presence, "BLOCK_ROWS", 2)
+    cells = ["a.wav", "a.wav", "a.wav", "b.zip:91:10", "c.wav", "b.zip:91:10", "b.zip:1:2"]
+    with pytest.raises(ManifestError, match=r"train\.tsv:5: .*b\.zip:91:10.*\(3 of 7 rows"):
+        check_audio_present(write(*cells), str(tmp_path))
+
+
 def test_an_empty_file_is_no_audio(write, tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     with pytest.raises(ManifestError, match="0 bytes"):

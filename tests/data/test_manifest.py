@@ -72,6 +72,9 @@ def test_cells_are_those_that_the_csv_module_reads(write, monkeypatch, block):
         for column in COLUMNS:
             texts = [row[column] for row in expected]
             assert [manifest.cell(row, column) for row in range(200)] == texts
+            assert manifest.cells(column, 0, 200) == texts
+            assert manifest.cells(column, 37, 38) == texts[37:38]
+            assert manifest.cells(column, 150, 200) == texts[150:]
             lengths = manifest.byte_lengths(column)
             assert lengths.dtype == np.int32
             assert lengths.tolist() == [len(text.encode()) for text in texts]
@@ -133,6 +136,7 @@ def test_columns_may_come_in_any_order_and_others_too(write):
         ([line(), line("b", tgt_text="", tgt_lang=" ")], 3, "languages without spaces, found ' '"),
         ([line(), line("b", tgt_lang="en ")], 3, "expected languages without spaces, found 'en '"),
         ([line(), line("b", src_lang="e s")], 3, "found 'e s'"),
+        ([line(), line("b", tgt_lang="e n"), line("c", src_lang="e s")], 3, "found 'e n'"),
         ([line(), line("b"), line("c"), line("b"), line()], 5,
          "expected an id of its own, found 'b' as in line 3"),
     ],
@@ -144,6 +148,22 @@ def test_bad_rows_are_named(write, monkeypatch, block, lines, row, message):
         Manifest(path)
     assert str(error.value).startswith(f"{path}:{row}: ")
     assert not (path.parent / ".train.tsv.index").exists()
+
+
+def test_limits_of_the_index_are_not_passed_silently(write, monkeypatch):
+    langs = ["es", "fr", "de", "es", "it"]
+    path = write(*(line(f"{i}", src_lang=lang) for i, lang in enumerate(langs)))
+    monkeypatch.setattr(manifest_index, "MAX_PAIRS", 3)
+    with pytest.raises(
+        ManifestError, match=":6: expected 3 language pairs at most, found one more"
+    ):
+        Manifest(path)
+    monkeypatch.setattr(manifest_index, "MAX_PAIRS", 4)
+    assert Manifest(path).pairs == [(lang, "en") for lang in ("de", "es", "fr", "it")]
+    path = write(line(), line("b", src_text="x" * 100))
+    monkeypatch.setattr(manifest_index, "MAX_ROW_BYTES", 99)
+    with pytest.raises(ManifestError, match=":3: expected a row of 99 bytes at most, found 129"):
+        Manifest(path)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +228,7 @@ def test_a_second_open_uses_the_stored_index(write, builds):
     assert [p.name for p in (path.parent / ".train.tsv.index").iterdir()] == ["index.npy"]
     # What stays in memory is mapped from the file.
     for manifest in (first, second):
-        for array in (manifest.n_frames, manifest._offsets):
+        for array in (manifest.n_frames, manifest.pair_ids, manifest._starts, manifest._cell_ends):
             while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
                 array = array.base
             assert isinstance(array, np.memmap)
@@ -358,6 +378,8 @@ def test_a_manifest_cut_short_while_open_is_an_error(write):
         file.truncate(300)
     with pytest.raises(ManifestError, match="train.tsv:21: expected the file that was opened"):
         manifest.row(19)
+    with pytest.raises(ManifestError, match="train.tsv:6: expected the file that was opened"):
+        manifest.cells("id", 4, 20)
 
 
 # Processes
