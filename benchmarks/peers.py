@@ -11,7 +11,7 @@ import importlib.util
 import sys
 import types
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,36 +120,29 @@ def xm_transformer(
         precision: see :func:`benchmarks.training.start`.
     """
     _stand_in_for_torchaudio()
-    line = [*_xm_line(peers, size), *more]
-    return _loaded(start(line, device, precision), peers.xm, XM_SPLIT)
+    weights = compat.load_checkpoint(str(peers.xm))["model"]
+    return _loaded(start([*_xm_line(peers, size), *more], device, precision), weights)
 
 
 def xlsr_mbart_st(peers: Peers, device: str, *more: str, precision: str = "fp32") -> Trainer:
     """This project's trainer with the same weights, its data loaded; arguments as above."""
+    state = compat.load_checkpoint(str(peers.imported))
     line = [
         str(peers.data), "--task", "speech_to_text_samu", "--dictionary", "symbols.txt",
         "--sentencepiece-model", "pieces.model", "--train-subset", SPLIT, "--arch", "xlsr_mbart_st",
         "--speech-encoder-path", str(peers.imported), "--text-decoder-path", str(peers.imported),
-        "--adaptor-layers", "3", "--adaptor-blocks", "projection,projection-norm,norm,ffn",
+        "--adaptor-layers", "3", "--adaptor-blocks", state["cfg"]["model"]["adaptor_blocks"],
         # The peer's is not to be set.
         "--encoder-feature-grad-mult", "0.1",
         "--criterion", "label_smoothed_nll", *TRAINING, *more,
     ]  # fmt: skip
-    return _loaded(start(line, device, precision), peers.imported, SPLIT)
+    return _loaded(start(line, device, precision), state["model"])
 
 
-def _loaded(trainer: Trainer, checkpoint: Path, split: str) -> Trainer:
-    """Give a trainer the weights of a checkpoint and the batches of a split."""
-    weights = compat.load_checkpoint(str(checkpoint))["model"]
-    model: Any = trainer.get_model()
-    missing, unexpected = torch.nn.Module.load_state_dict(model, weights, strict=False)
-    others = [name for name in missing if "adapter" not in name]
-    if others or unexpected:
-        raise ValueError(
-            f"{checkpoint}: expected the model's weights, found {others}, {unexpected}"
-        )
+def _loaded(trainer: Trainer, weights: Mapping[str, Any]) -> Trainer:
+    """Give a trainer weights, as ``--finetune-from-model`` does, and its data."""
+    trainer.get_model().load_state_dict(weights, strict=True)
     trainer.get_train_iterator(1)
-    assert split in trainer.task.datasets
     return trainer
 
 
