@@ -79,7 +79,7 @@ def build_vocab(
         lang_tag_map: names of languages inside the tag where they differ.
 
     Raises:
-        FileExistsError: the folder has another SentencePiece model of that name.
+        FileExistsError: the folder has another model or dictionary of that name.
         ValueError: an option or a manifest is wrong, or the text does not allow that many pieces.
     """
     if column not in COLUMN_INFIX:

@@ -71,7 +71,7 @@ def write_vocabulary(
         Paths of model and dictionary.
 
     Raises:
-        FileExistsError: the folder has another SentencePiece model of that name.
+        FileExistsError: the folder has another model or dictionary of that name.
         ValueError: a symbol that fairseq would read back as another.
     """
     model_file = ReplacedFile(out_dir / f"spm{infix}.model")
@@ -79,12 +79,13 @@ def write_vocabulary(
     rows_file = ReplacedFile(out_dir / f"dict{infix}.rows.json")
     try:
         model_file.temporary.write_bytes(model)
-        _keep_other_model(model_file)
+        _keep_other(model_file, "model")
         lines = "".join(f"{symbol} 1\n" for symbol in symbols).encode()
         dictionary_file.temporary.write_bytes(lines)
         # A piece that fairseq would read back as another symbol must not go unnoticed.
         if load_dictionary(dictionary_file.temporary) != [*SPECIAL_SYMBOLS, *symbols]:
             raise ValueError("the dictionary does not read back with the numbers of the model")
+        _keep_other(dictionary_file, "dictionary")
         # Whenever a run is killed, a dictionary that is there belongs to the other files.
         dictionary_file.path.unlink(missing_ok=True)
         rows_file.path.unlink(missing_ok=True)
@@ -116,15 +117,16 @@ def write_numbered_vocabulary(
         Path of the dictionary.
 
     Raises:
-        FileExistsError: the folder has another tokenizer of that name.
+        FileExistsError: the folder has another tokenizer or dictionary of that name.
     """
     model_file = ReplacedFile(model_path)
     dictionary_file = ReplacedFile(model_path.with_name("dict.json"))
     try:
         model_file.temporary.write_bytes(model)
-        _keep_other_model(model_file)
+        _keep_other(model_file, "model")
         content = json.dumps({"symbols": symbols, **special}, ensure_ascii=False)
         dictionary_file.temporary.write_text(content, encoding="utf-8")
+        _keep_other(dictionary_file, "dictionary")
         # Whenever a run is killed, a dictionary that is there belongs to the other file.
         dictionary_file.path.unlink(missing_ok=True)
         model_file.commit()
@@ -135,18 +137,19 @@ def write_numbered_vocabulary(
     return dictionary_file.path
 
 
-def _keep_other_model(file: ReplacedFile) -> None:
-    """Refuses to put another model in the place of one that checkpoints may have been trained with.
+def _keep_other(file: ReplacedFile, what: str) -> None:
+    """Refuses to put another file in the place of one that checkpoints may have been trained with.
 
     Args:
-        file: the model, written under its hidden name.
+        file: of the vocabulary, written under its hidden name.
+        what: it is, for the error.
 
     Raises:
         FileExistsError: another one is there.
     """
     if file.path.exists() and file.path.read_bytes() != file.temporary.read_bytes():
         raise FileExistsError(
-            f"{file.path}: expected no model of another vocabulary, found one, which "
+            f"{file.path}: expected no {what} of another vocabulary, found one, which "
             "what was trained with it needs: give another --out, or remove it if nothing was"
         )
 

@@ -70,7 +70,7 @@ class SubsamplerTransformer(nn.Module):
             Vectors (T', B, D') and their padding mask (B, T') or None.
         """
         x, padding_mask = self.subsampler(x, padding_mask)
-        x = self.dropout(x + sinusoids(x.size(0), x.size(2)).to(x).unsqueeze(1))
+        x = self.dropout(x + sinusoids(x.size(0), x.size(2), x.device).to(x.dtype).unsqueeze(1))
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=padding_mask)
         return self.projection(x), padding_mask
@@ -141,13 +141,15 @@ class QFormer(nn.Module):
         return self.projection(queries), None
 
 
-def sinusoids(length: int, dim: int) -> Tensor:
+def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Positions (length, dim): sines, then cosines, of wavelengths from 2π to 20,000π.
+
+    Made where they are needed, so that a device does not wait for a copy.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), Section 3.5.
     """
-    wavelengths = torch.pow(10000.0, -torch.arange(dim // 2) / (dim / 2))
-    angles = torch.arange(length).unsqueeze(1) * wavelengths
+    wavelengths = torch.pow(10000.0, -torch.arange(dim // 2, device=device) / (dim / 2))
+    angles = torch.arange(length, device=device).unsqueeze(1) * wavelengths
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

@@ -79,10 +79,13 @@ def test_another_vocabulary_does_not_replace_one(manifest, tmp_path):
     found = {name: (tmp_path / name).read_bytes() for name in ("spm.model", "dict.txt")}
     with pytest.raises(FileExistsError, match="spm.model: expected no model of another vocab"):
         build_vocab([manifest], tmp_path, vocab_size=70)
+    # The same model, but numbers of symbols that what was trained with it does not know.
+    with pytest.raises(FileExistsError, match="dict.txt: expected no dictionary of another vocab"):
+        build_vocab([manifest], tmp_path, vocab_size=80, langs=["fr"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [*sorted(found), "train.tsv"]
     assert all((tmp_path / name).read_bytes() == content for name, content in found.items())
     # The same again is no other one, and transcripts have files of their own.
-    build_vocab([manifest], tmp_path, vocab_size=80, langs=["fr"])
+    build_vocab([manifest], tmp_path, vocab_size=80)
     build_vocab([manifest], tmp_path, "src_text", "char", 1000)
 
 

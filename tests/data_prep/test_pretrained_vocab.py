@@ -154,6 +154,7 @@ def test_a_vocabulary_that_is_not_pruned_removes_the_rows(tmp_path):
     adopt_vocab(path, "mbart-25", tmp_path, [write_manifest(tmp_path / "m.tsv", TEXTS[:1])])
     assert (tmp_path / "dict.rows.json").exists()
     (tmp_path / "spm.model").unlink()
+    (tmp_path / "dict.txt").unlink()
     adopt_vocab(path, "mbart-25", tmp_path)
     assert not (tmp_path / "dict.rows.json").exists()
 
