@@ -30,8 +30,8 @@ from data_prep.embed_text import COLUMN_SUFFIX, scan_column
 from data_prep.journal import FinishedRow, Journal, Progress
 from data_prep.language_segments import SEGMENT_LANGS, check_segments, parse_segments
 from data_prep.manifest import COLUMNS
-from data_prep.pool import Pool, available_cores
-from data_prep.preparation import Block, blocks_of, finish_row
+from data_prep.pool import Block, Pool, available_cores, blocks_of
+from data_prep.preparation import finish_row
 from data_prep.summary import Summary
 from data_prep.tables import BadLine, read_table
 from data_prep.text_rules import TextRules
@@ -98,7 +98,7 @@ def check_manifests(
 
     Raises:
         OSError: a manifest cannot be read.
-        RuntimeError: a worker died.
+        RuntimeError: worker processes die whatever they do.
         ValueError: a column is missing, or two manifests have the same name.
     """
     names = [manifest.stem for manifest in manifests]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -27,13 +26,10 @@ from data_prep.outcome import (
     set_work_aside,
     write_outcome,
 )
-from data_prep.pool import Pool, available_cores
+from data_prep.pool import Block, Pool, available_cores, blocks_of
 from data_prep.summary import Summary
 from data_prep.text_rules import TextRules
 
-# Rows that a worker gets at once; shards take turns in such blocks. It may not depend on options: it decides
-# which shard a row belongs to.
-BLOCK = 16
 # Seconds between commits of the journal, each of which waits for the disk.
 COMMIT_EVERY = 1.0
 # Whoever unpacks an archive shall not be led out of the folder by an id such as ../../x.
@@ -73,18 +69,6 @@ class Preparation:
             raise ValueError(f"--shard: expected i/n with 0 <= i < n, found {self.shard}")
 
 
-class Block(NamedTuple):
-    """Rows that one worker does.
-
-    Attributes:
-        start: number of the first in its split.
-        rows: of the corpus.
-    """
-
-    start: int
-    rows: list[CorpusRow | BadRow]
-
-
 def prepare_corpus(
     corpus: Corpus,
     out_dir: str | os.PathLike[str],
@@ -108,7 +92,7 @@ def prepare_corpus(
 
     Raises:
         OSError: a file of the corpus as a whole is missing, or the disk is full.
-        RuntimeError: a worker process died.
+        RuntimeError: worker processes die whatever they do.
         ValueError: the corpus as a whole is wrong or changed since the interruption, the folder holds another
             preparation, or too many rows of a split are unusable; dropped.tsv lists them then.
     """
@@ -175,7 +159,7 @@ def _prepare_split(
     digest, rows, committed = "", 0, time.monotonic()
     changed = f"{work}: expected the corpus as it was when the preparation began, found"
 
-    def blocks() -> Iterator[tuple[Block, str]]:
+    def blocks() -> Iterator[Block]:
         """What is left for this shard, each with the digest of all rows up to its end."""
         digest, end = "", 0
         for number, block in enumerate(blocks_of(corpus.splits[split]())):
@@ -187,7 +171,7 @@ def _prepare_split(
                     "start again"
                 )
             if end > done.rows and number % shards == shard:
-                yield block, digest
+                yield block._replace(digest=digest)
             elif number % shards == shard:
                 bar.update(len(block.rows))
         if end < done.rows:
@@ -198,10 +182,10 @@ def _prepare_split(
 
     work_on = functools.partial(_finish_block, preparation.text, preparation.clips)
     try:
-        for (block, digest), finished in pool.map(work_on, blocks()):
+        for block, finished in pool.map(work_on, blocks()):
             for row, clip in finished:
                 _note(journal, archive, split, name, row, clip, preparation.clips.pack or "flac")
-            rows = block.start + len(block.rows)
+            rows, digest = block.start + len(block.rows), block.digest
             bar.update(len(block.rows))
             if time.monotonic() - committed >= COMMIT_EVERY:
                 archive.flush()
@@ -218,18 +202,6 @@ def _prepare_split(
         bar.close()
 
 
-def blocks_of(rows: Iterator[CorpusRow | BadRow]) -> Iterator[Block]:
-    """Yields rows in blocks."""
-    start, block = 0, []
-    for row in rows:
-        block.append(row)
-        if len(block) == BLOCK:
-            yield Block(start, block)
-            start, block = start + BLOCK, []
-    if block:
-        yield Block(start, block)
-
-
 def _digest(before: str, block: Block) -> str:
     """Digest of all rows up to the end of a block."""
     state = hashlib.blake2b(before.encode(), digest_size=16)
@@ -244,11 +216,10 @@ _readers: dict[tuple[int, ClipRules], ClipReader] = {}
 
 
 def _finish_block(
-    text: TextRules, clips: ClipRules, item: tuple[Block, str]
+    text: TextRules, clips: ClipRules, block: Block
 ) -> list[tuple[FinishedRow, bytes]]:
     """Does a block, in a worker, whose open recording outlives it."""
     reader = _readers.setdefault((os.getpid(), clips), ClipReader(clips))
-    block = item[0]
     return [finish_row(block.start + i, row, text, reader) for i, row in enumerate(block.rows)]
 
 

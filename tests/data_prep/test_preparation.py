@@ -100,34 +100,44 @@ def test_whole_files_stay_and_segments_are_packed(speech, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kill_at,workers", [(("train", 0), 1), (("train", 19), 1), (("dev", 13), 2)]
+    "kill_at,workers", [("train-long-0", 1), ("train-long-15", 1), ("dev-long-13", 2)]
 )
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
     speech, tmp_path, kill_at, workers, monkeypatch
 ):
     options = Preparation(workers=workers, clips=ClipRules(pack="flac"))
     prepare_corpus(corpus(speech), tmp_path / "whole", options)
-    # A program of its own that does not take seconds to import torch.
+    # A program of its own that does not take seconds to import torch. The archive has the row's speech then.
     program = f"""
-import sys; sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
+import os, signal, sys; sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY)!r}]
 from data_prep import preparation
 from data_prep.clips import ClipRules
+from data_prep.journal import Journal
 from helpers.noise_corpus import corpus
+def add(journal, split, row, real=Journal.add):
+    if row.id == {kill_at!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(journal, split, row)
+Journal.add = add
 preparation.COMMIT_EVERY = 0
-preparation.prepare_corpus(corpus({str(speech)!r}, kill_at={kill_at}), {str(tmp_path / "killed")!r},
+preparation.prepare_corpus(corpus({str(speech)!r}), {str(tmp_path / "killed")!r},
     preparation.Preparation(workers={workers}, clips=ClipRules(pack="flac")))
 """
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert os.listdir(tmp_path / "killed") == [".preparation"]  # nothing has appeared
-    done = []
-    monkeypatch.setattr(
-        preparation_module, "finish_row",
-        lambda number, *rest, real=preparation_module.finish_row: done.append(number) or real(number, *rest),
-    )  # fmt: skip
+    notes = tmp_path / "done"  # of worker processes
+
+    def finish_row(number, *rest, real=preparation_module.finish_row):
+        with open(notes, "a", encoding="utf-8") as file:
+            file.write(f"{number}\n")
+        return real(number, *rest)
+
+    monkeypatch.setattr(preparation_module, "finish_row", finish_row)
     prepare_corpus(corpus(speech), tmp_path / "killed", options)
+    done = [int(number) for number in notes.read_text(encoding="utf-8").split()]
     if workers == 1:  # blocks of 16 rows that were committed are not done again
-        first = {0: 16, 19: 32}[kill_at[1]]
+        first = {"train-long-0": 16, "train-long-15": 32}[kill_at]
         assert done == [*range(first, 40), *range(40)]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
@@ -172,8 +182,8 @@ def test_a_second_call_changes_nothing_and_another_preparation_is_refused(speech
 def test_rows_that_changed_under_an_interrupted_run_are_found(speech, tmp_path):
     def splits(word, broken):
         def some():
-            for i in range(40):
-                if broken and i == 35:
+            for i in range(120):
+                if broken and i == 99:
                     raise OSError("the disk went away")
                 yield CorpusRow(str(i), Place(f"{speech}/{i % 20}.wav"), word, "es")
 
@@ -188,9 +198,9 @@ def test_rows_that_changed_under_an_interrupted_run_are_found(speech, tmp_path):
             attempt("hola", True)
     finally:
         preparation_module.COMMIT_EVERY = kept
-    with pytest.raises(ValueError, match="among the first 32 rows of train"):
+    with pytest.raises(ValueError, match="among the first 48 rows of train"):
         attempt("adios", False)
-    assert attempt("hola", False).splits["train"].rows == 40
+    assert attempt("hola", False).splits["train"].rows == 120
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path):
