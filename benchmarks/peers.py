@@ -119,7 +119,7 @@ def xm_transformer(
         *more: further options.
         precision: see :func:`benchmarks.training.start`.
     """
-    _stand_in_for_torchaudio()
+    stand_in_for_torchaudio()
     weights = compat.load_checkpoint(str(peers.xm))["model"]
     return _loaded(start([*_xm_line(peers, size), *more], device, precision), weights)
 
@@ -225,7 +225,7 @@ def _write_wav2vec2(path: Path, size: Size) -> None:
     )
 
 
-def _stand_in_for_torchaudio() -> None:
+def stand_in_for_torchaudio() -> None:
     """Let fairseq read audio without torchaudio, which it imports and calls only to resample."""
     if importlib.util.find_spec("torchaudio") is None:
         for name in ("torchaudio", "torchaudio.sox_effects"):

@@ -6,7 +6,6 @@ from typing import Any, Dict, Optional
 import numpy as np
 import sentencepiece
 import torch
-from sacremoses import MosesDetokenizer
 from torch import Tensor
 
 from fairseq_samu.data.language_tags import LanguageTags
@@ -42,7 +41,7 @@ class TextCodec:
         self.dictionary = dictionary
         self.tags = tags
         self.detokenize = detokenize
-        self._detokenizers: Dict[str, MosesDetokenizer] = {}
+        self._detokenizers: Dict[str, Any] = {}
         self._load(model_path)
 
     def _load(self, model_path: Path) -> None:
@@ -107,6 +106,9 @@ class TextCodec:
         plain = self._join(text)
         if not self.detokenize:
             return plain
+        # Imported where it is used: that takes half a second.
+        from sacremoses import MosesDetokenizer
+
         lang = lang or "en"
         if lang not in self._detokenizers:
             self._detokenizers[lang] = MosesDetokenizer(lang=lang)
