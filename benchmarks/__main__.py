@@ -26,7 +26,11 @@ from benchmarks.comparison import read_results, table, write_results
 from benchmarks.sizes import SIZES
 
 #: Modules here with ``measure(out, size, device, repeats) -> list[Comparison]``.
-WORKS = ("start_up", "connector_update")
+WORKS = (
+    "start_up",
+    "translation_update",
+    "connector_update",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,7 +7,9 @@ fairseq's trainer with either, on the same rows.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import sys
 import types
 from argparse import Namespace
@@ -31,14 +33,17 @@ from benchmarks.training import start
 from data_prep.manifest import ManifestRow, ManifestWriter
 from fairseq_samu import compat
 from fairseq_samu.import_xm_transformer import import_xm_transformer
+from fairseq_samu.tasks import SpeechToTextSamuTask
 
 RATE = 16_000
+#: Utterances of a split.
 ROWS = 32
 WORDS_A_TARGET = 12
 #: Of the vocabulary, what SentencePiece learned; the rest stands for the words of other languages.
 PIECES = 4_000
-#: Splits of the same rows, for either task.
-XM_SPLIT, SPLIT = "train_xm", "train"
+SPLIT = "train"
+#: Utterances and targets that are twice as long.
+LONG_SPLIT = "long"
 
 #: What the peer's decoder and adaptor have, as those of Li et al. 2021 with mBART.
 XM_MODEL = [
@@ -95,13 +100,16 @@ def prepare(folder: Path, size: Size, words: int, seconds: tuple[float, float]) 
     if peers.imported.is_file():  # which is written last, and at once
         return peers
     data.mkdir(parents=True, exist_ok=True)
-    symbols = _write_vocabulary(data, words)
-    _write_corpus(data, symbols, seconds)
+    spoken = _write_vocabulary(data, words)
+    for split, times in ((SPLIT, 1), (LONG_SPLIT, 2)):
+        low, high = (times * limit for limit in seconds)
+        _write_corpus(data, split, spoken, times * WORDS_A_TARGET, (low, high))
     _write_wav2vec2(peers.wav2vec2, size)
     line = _xm_line(peers, size)
     args = options.parse_args_and_arch(options.get_training_parser(), line)
     torch.manual_seed(1)
-    model = tasks.setup_task(args).build_model(args)
+    with contextlib.redirect_stdout(io.StringIO()):  # fairseq prints it
+        model = tasks.setup_task(args).build_model(args)
     torch.save({"args": args, "model": model.state_dict()}, peers.xm)
     import_xm_transformer(str(peers.xm), data, peers.imported)
     return peers
@@ -149,7 +157,8 @@ def _loaded(trainer: Trainer, weights: Mapping[str, Any]) -> Trainer:
 def _xm_line(peers: Peers, size: Size) -> list[str]:
     return [
         str(peers.data), "--task", "speech_to_text", "--max-source-positions", "10000000",
-        "--train-subset", XM_SPLIT, "--arch", "xm_transformer_trainable", "--w2v-path", str(peers.wav2vec2),
+        "--train-subset", xm_split(SPLIT), "--arch", "xm_transformer_trainable",
+        "--w2v-path", str(peers.wav2vec2),
         *XM_MODEL, "--decoder-layers", str(size.decoder_layers), "--decoder-embed-dim", str(size.decoder_dim),
         "--decoder-ffn-embed-dim", str(4 * size.decoder_dim),
         "--decoder-attention-heads", str(size.decoder_heads),
@@ -182,20 +191,47 @@ def _write_vocabulary(data: Path, words: int) -> list[str]:
     return spoken
 
 
-def _write_corpus(data: Path, words: Sequence[str], seconds: tuple[float, float]) -> None:
-    """Write noise with random words, as a split of either task."""
+def xm_split(split: str) -> str:
+    """Name of a split as fairseq's own task reads it: the same rows in a file of its own."""
+    return f"{split}_xm"
+
+
+def batch(trainer: Trainer, split: str, rows: Sequence[int]) -> dict[str, Any]:
+    """Rows of a split as one batch for either side's trainer."""
+    name = split if isinstance(trainer.task, SpeechToTextSamuTask) else xm_split(split)
+    if name not in trainer.task.datasets:
+        trainer.task.load_dataset(name)
+    dataset = trainer.task.dataset(name)
+    found: dict[str, Any] = dataset.collater([dataset[row] for row in rows])
+    return found
+
+
+def loss_without_dropout(trainer: Trainer, split: str, rows: Sequence[int]) -> float:
+    """Summed loss of utterances one at a time: the padding of a batch changes fairseq's."""
+    trainer.model.eval()
+    total = 0.0
+    for row in rows:
+        sample, _ = trainer._prepare_sample(batch(trainer, split, [row]))
+        total += float(trainer.task.valid_step(sample, trainer.model, trainer.criterion)[0])
+    return total
+
+
+def _write_corpus(
+    data: Path, split: str, words: Sequence[str], length: int, seconds: tuple[float, float]
+) -> None:
+    """Write noise with ``length`` random words, as a split of either task."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(ROWS):
         samples = int(RATE * rng.uniform(*seconds))
-        path = data / f"{number}.wav"
+        path = data / f"{split}-{number}.wav"
         soundfile.write(path, rng.normal(0, 0.1, samples), RATE)
-        text = " ".join(rng.choice(words, WORDS_A_TARGET))
+        text = " ".join(rng.choice(words, length))
         rows.append((str(number), str(path.absolute()), samples, text, "noise"))
     lines = ["\t".join(map(str, (*row, "en"))) + "\n" for row in rows]
     header = "id\taudio\tn_frames\ttgt_text\tspeaker\ttgt_lang\n"
-    (data / f"{XM_SPLIT}.tsv").write_text(header + "".join(lines), encoding="utf-8")
-    with ManifestWriter(data / f"{SPLIT}.tsv") as writer:
+    (data / f"{xm_split(split)}.tsv").write_text(header + "".join(lines), encoding="utf-8")
+    with ManifestWriter(data / f"{split}.tsv") as writer:
         for row in rows:
             writer.write(ManifestRow(*row, row[3], "es", "en"))
 

@@ -38,12 +38,6 @@ def start(line: Sequence[str], device: str, precision: str = "fp32") -> Trainer:
     return Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
 
 
-def batch(trainer: Trainer, split: str, rows: Sequence[int]) -> dict[str, Any]:
-    """Rows of a split that the trainer's task has loaded, as one batch."""
-    dataset = trainer.task.dataset(split)
-    return dataset.collater([dataset[row] for row in rows])
-
-
 def update(trainer: Trainer, sample: dict[str, Any]) -> float:
     """Make an update; its loss, as fairseq logs it."""
     with metrics.aggregate(new_root=True) as meters:

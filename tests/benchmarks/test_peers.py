@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.sizes import SIZES
-from benchmarks.training import batch, update
+from benchmarks.training import update
 
 WITHOUT_DROPOUT = ["--decoder-dropout", "0"]
 
@@ -25,8 +25,7 @@ def test_losses_are_the_same(files: peers.Peers) -> None:
     )
     theirs = peers.xm_transformer(files, SIZES["tiny"], "cpu", *WITHOUT_DROPOUT)
     rows = [3, 0, 5]
-    our_batch = batch(ours, peers.SPLIT, rows)
-    their_batch = batch(theirs, peers.XM_SPLIT, rows)
+    our_batch, their_batch = (peers.batch(t, peers.SPLIT, rows) for t in (ours, theirs))
     for name in ("src_tokens", "src_lengths", "prev_output_tokens"):
         torch.testing.assert_close(our_batch["net_input"][name], their_batch["net_input"][name])
     losses = [

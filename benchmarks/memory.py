@@ -1,0 +1,74 @@
+"""The memory that a step takes at most, seen in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import re
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def peak_mib(device: str, build: Callable[..., Callable[[], object]], *args: Any) -> float:
+    """Memory of everything that a step needs.
+
+    On a CPU it is resident memory beyond that of a process that has imported the same libraries, so that both
+    devices count the same: weights, gradients, the optimiser's state, activations.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        build: returns the step; called in the other process, so it and its arguments have to be picklable.
+        *args: its arguments.
+
+    Returns:
+        The largest use during a step, in MiB, after a first one, in which optimisers make their state.
+
+    Raises:
+        RuntimeError: the other process ended without an answer.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, device, build, args))
+    process.start()
+    sender.close()
+    try:
+        peak: float = receiver.recv()
+    except EOFError:
+        peak = -1.0
+    process.join()
+    if peak < 0:
+        raise RuntimeError(f"measuring memory: the process ended with status {process.exitcode}")
+    return peak
+
+
+def _measure(
+    sender: Connection, device: str, build: Callable[..., Callable[[], object]], args: tuple[Any]
+) -> None:
+    logging.disable(logging.INFO)
+    before = 0.0 if device == "cuda" else _status("VmRSS")
+    step = build(*args)
+    step()
+    _forget_peak(device)
+    step()
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _status("VmHWM")
+    sender.send(peak - before)
+
+
+def _forget_peak(device: str) -> None:
+    """Let the peak begin anew: loading a checkpoint may have taken more than training does."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status(name: str) -> float:
+    """A value of this process in MiB: ``VmRSS``, its resident memory, or ``VmHWM``, the peak of that."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024

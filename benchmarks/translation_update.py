@@ -1,0 +1,233 @@
+"""An update of ``xlsr_mbart_st`` and of fairseq's ``xm_transformer``: time and memory, whatever trains.
+
+Both have the same weights and meet the same batches, in fairseq's trainer, with the dropout that users train
+with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fairseq.trainer import Trainer
+
+from benchmarks import peers
+from benchmarks.comparison import Comparison, in_turn, seconds
+from benchmarks.memory import peak_mib
+from benchmarks.peers import Peers
+from benchmarks.sizes import Size
+from benchmarks.training import update
+
+WORK = "translation update"
+PEER = "fairseq xm_transformer"
+
+
+class Way(NamedTuple):
+    """How a side computes.
+
+    Attributes:
+        name: for the table.
+        precision: of weights and activations, ``fp32``, ``fp16`` or ``bf16``.
+        options: further options.
+    """
+
+    name: str
+    precision: str = "fp32"
+    options: tuple[str, ...] = ()
+
+
+#: By device: pairs of (ours, the peer's way, ratio to reach for full training). fairseq has no bfloat16 on a
+#: CPU.
+WAYS = {
+    "cpu": (
+        (Way("fp32"), Way("fp32"), 1.3),
+        (Way("each at its best (bf16 autocast, fp32)", options=("--cpu-bf16",)), Way("fp32"), 2.0),
+    ),
+    "cuda": (
+        (Way("bf16", "bf16"), Way("bf16", "bf16"), 1.3),
+        (Way("fp16", "fp16"), Way("fp16", "fp16"), 1.3),
+    ),
+}  # fmt: skip
+
+
+class Choice(NamedTuple):
+    """What trains.
+
+    Attributes:
+        name: for the table.
+        ours: options of ``xlsr_mbart_st``.
+        theirs: options of ``xm_transformer``.
+        target: ratio of times to reach; None for that of ``WAYS``.
+        memory_target: ratio of memory to reach.
+    """
+
+    name: str
+    ours: list[str]
+    theirs: list[str]
+    target: float | None = None
+    memory_target: float | None = None
+
+
+def choices(size: Size, states: Path) -> list[Choice]:
+    """What of the network trains; fairseq's own has no adapters, there users take LNA."""
+    encoder, decoder = size.encoder_layers, size.decoder_layers
+    top_encoder, top_decoder = max(1, encoder // 3), max(1, decoder // 3)
+    lna = [
+        "--finetune-w2v-params", "layer_norm,self_attn",
+        "--finetune-decoder-params", "encoder_attn,layer_norm,self_attn",
+    ]  # fmt: skip
+    return [
+        Choice("full", [], []),
+        Choice(
+            "LNA",
+            ["--train-encoder", "layernorm,attention",
+             "--train-decoder", "cross-attention,layernorm,attention"],
+            lna, 1.5, 2.0,
+        ),
+        Choice(
+            "adapters, beside LNA",
+            ["--encoder-adapter-dim", "256", "--train-encoder", "adapters",
+             "--decoder-adapter-dim", "256", "--train-decoder", "adapters"],
+            lna, 1.5, 2.0,
+        ),
+        Choice(
+            f"top {top_encoder} and {top_decoder} layers",
+            ["--train-encoder", f"top-{top_encoder}", "--train-decoder", f"top-{top_decoder}"],
+            ["--finetune-w2v-params", _layers("encoder.layers", encoder - top_encoder, encoder),
+             "--finetune-decoder-params", _layers("layers", decoder - top_decoder, decoder)],
+            1.5, 2.0,
+        ),
+        Choice(
+            "frozen encoder, from stored states",
+            ["--train-encoder", "none", "--cache-encoder-states", str(states)],
+            ["--finetune-w2v-params", "none"], 10.0,
+        ),
+    ]  # fmt: skip
+
+
+def _layers(prefix: str, begin: int, end: int) -> str:
+    """Layers as fairseq's options name what trains: by parts of the parameters' names."""
+    return ",".join(f"{prefix}.{i}." for i in range(begin, end))
+
+
+def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison]:
+    """Compare updates of every kind.
+
+    Args:
+        out: folder for data and models.
+        size: of models and batches.
+        device: ``cpu`` or ``cuda``.
+        repeats: timed updates.
+    """
+    files, files_250k = (
+        peers.prepare(out / f"{words}_words", size, words, size.seconds)
+        for words in size.vocabularies
+    )
+    full, *partial_choices = choices(size, out / "states")
+    base = Batch(peers.SPLIT, size.utterances, size.seconds)
+    grown = [
+        Batch(peers.SPLIT, 2 * size.utterances, size.seconds),
+        Batch(peers.LONG_SPLIT, size.utterances, (2 * size.seconds[0], 2 * size.seconds[1])),
+    ]
+    few = max(2, repeats // 2)
+    small, large = (f"{words:,} words" for words in size.vocabularies)
+    rows = compare_times(files, size, device, full, [base, *grown], small, repeats)
+    rows += compare_times(files_250k, size, device, full, [base], large, few)
+    for choice in partial_choices:
+        rows += compare_times(files, size, device, choice, [base], small, repeats)
+    for choice in (full, *partial_choices):
+        rows += compare_memory(files, size, device, choice, base, small)
+    rows += compare_memory(files_250k, size, device, full, base, large)
+    return rows
+
+
+class Batch(NamedTuple):
+    """The first utterances of a split."""
+
+    split: str
+    utterances: int
+    seconds: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.utterances} × {self.seconds[0]:g} to {self.seconds[1]:g} s"
+
+
+def build(side: str, files: Peers, size: Size, device: str, choice: Choice, way: Way) -> Trainer:
+    """One side's trainer, with the same dropout on both."""
+    if side == "ours":
+        return peers.xlsr_mbart_st(
+            files, device, "--encoder-dropout", "0.1", "--encoder-attention-dropout", "0.1",
+            "--decoder-dropout", "0.1", *choice.ours, *way.options, precision=way.precision,
+        )  # fmt: skip
+    return peers.xm_transformer(
+        files, size, device, "--dropout", "0.1", "--attention-dropout", "0.1",
+        "--decoder-dropout", "0.1", *choice.theirs, *way.options, precision=way.precision,
+    )  # fmt: skip
+
+
+def build_step(
+    side: str, files: Peers, size: Size, device: str, choice: Choice, way: Way, batch: Batch
+) -> Callable[[], float]:
+    """One side's update."""
+    trainer = build(side, files, size, device, choice, way)
+    sample = peers.batch(trainer, batch.split, range(batch.utterances))
+    return partial(update, trainer, sample)
+
+
+def compare_times(
+    files: Peers,
+    size: Size,
+    device: str,
+    choice: Choice,
+    batches: Sequence[Batch],
+    words: str,
+    repeats: int,
+) -> list[Comparison]:
+    """Time updates: all of this project's ways and the peer's, in turn."""
+    trainers: dict[tuple[str, Way], Trainer] = {}
+    for pair in WAYS[device]:
+        for side, way in zip(("ours", "theirs"), pair[:2]):
+            if (side, way) not in trainers:
+                trainers[side, way] = build(side, files, size, device, choice, way)
+    losses = {
+        key: peers.loss_without_dropout(trainer, peers.SPLIT, range(2))
+        for key, trainer in trainers.items()
+    }
+    rows = []
+    for batch in batches:
+        runs = {}
+        for key, trainer in trainers.items():
+            sample = peers.batch(trainer, batch.split, range(batch.utterances))
+            runs[key] = seconds(partial(update, trainer, sample), device)
+        times = in_turn(runs, repeats if batch is batches[0] else max(2, repeats // 2))
+        for our_way, their_way, target in WAYS[device]:
+            ours, theirs = ("ours", our_way), ("theirs", their_way)
+            same = f"loss without dropout differs by {abs(losses[ours] / losses[theirs] - 1):.0e} of it"
+            rows.append(
+                Comparison(
+                    WORK, f"{choice.name}, {our_way.name}, {batch}, {words}", "s", times[ours],
+                    times[theirs], PEER, choice.target or target, same,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def compare_memory(
+    files: Peers, size: Size, device: str, choice: Choice, batch: Batch, words: str
+) -> list[Comparison]:
+    """Measure the memory of updates, each in a process of its own."""
+    runs: dict[Any, Callable[[], float]] = {}
+    for pair in WAYS[device]:
+        for side, way in zip(("ours", "theirs"), pair[:2]):
+            arguments = side, files, size, device, choice, way, batch
+            runs[side, way] = partial(peak_mib, device, build_step, *arguments)
+    memory = in_turn(runs, 1, warm_up=0)
+    return [
+        Comparison(
+            WORK, f"memory: {choice.name}, {our_way.name}, {batch}, {words}", "MiB",
+            memory["ours", our_way], memory["theirs", their_way], PEER, choice.memory_target, "",
+        )
+        for our_way, their_way, _ in WAYS[device]
+    ]  # fmt: skip
