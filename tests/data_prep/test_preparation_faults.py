@@ -1,6 +1,7 @@
 """What hurried people do, and what disks and tables have: one line that says so, never silent harm."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -265,8 +266,10 @@ def test_ctrl_c_is_heard_while_one_worker_decodes(clip, tmp_path):
         start_new_session=True,
     )  # fmt: skip
     seen = ""
-    while "16/4000" not in seen:  # the first block is done
-        seen += running.stderr.read(1)
+    while not re.search(r"[1-9]\d*/4000", seen):  # until a block is done
+        more = running.stderr.read(1)
+        assert more, seen
+        seen += more
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does, workers too
     _, rest = running.communicate(timeout=20)
     assert running.returncode == 130 and "Traceback" not in rest
