@@ -1,7 +1,7 @@
 """Speech translation: wav2vec 2.0 encoder, length adaptor, Transformer (mBART) decoder."""
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Dict, List, Optional
 
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
@@ -32,6 +32,7 @@ from fairseq_samu.models.speech_encoder_config import (
 )
 from fairseq_samu.models.translator import Translator
 from fairseq_samu.modules.adapter import Adapter
+from fairseq_samu.modules.beam_decoder import BeamDecoder
 from fairseq_samu.modules.encoder_view import VIEWS, PooledView, ProjectedView
 from fairseq_samu.modules.late_training import (
     LateTraining,
@@ -240,6 +241,11 @@ class TextDecoder(LateTraining, TransformerDecoderBase):
         with without_gradients(waiting):
             x, extra = super().forward(*args, **kwargs)
         return expected_by_workers(x, waiting), extra
+
+    def begin_search(self, encoder_out: Dict[str, List[Tensor]]) -> BeamDecoder:
+        """Begin to decode for ``fairseq_samu.generator``."""
+        masks = encoder_out["encoder_padding_mask"]
+        return BeamDecoder(self, encoder_out["encoder_out"][0], masks[0] if masks else None)
 
 
 @register_model("xlsr_mbart_st", dataclass=XlsrMbartStConfig)
