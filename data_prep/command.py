@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from data_prep.clips import ClipRules
 from data_prep.corpus import Corpus
+from data_prep.outcome import is_finished
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.text_rules import TEXTS, TextRules
 
@@ -142,6 +144,7 @@ def run_command(
     except ValueError as error:
         parser.error(str(error))
     begin = time.monotonic()
+    finished = is_finished(Path(options.out))
     try:
         summary = prepare_corpus(make_corpus(options), options.out, preparation, progress=True)
     except KeyboardInterrupt:
@@ -150,10 +153,15 @@ def run_command(
         parser.exit(1, f"error: {error}\n")
     for name, split in summary.splits.items():
         print(f"{name}: {split}")
-    for remark in summary.remarks():
-        print(remark)
-    if preparation.shard[1] > 1:
-        print("part done; when all are: python -m data_prep.merge_shards")
     # A name that is not UTF-8 cannot be printed as it is.
     out = str(options.out).encode("utf-8", "backslashreplace").decode()
-    print(f"{time.monotonic() - begin:.1f} s; {out}/summary.md has more")
+    part, parts = preparation.shard
+    if finished:
+        print(f"finished before, nothing was done: to prepare the corpus anew, remove {out}")
+    elif parts > 1:
+        print(f"part {part} of {parts}, {time.monotonic() - begin:.1f} s; when all are done:")
+        print(f"python -m data_prep.merge_shards --out {out}")
+    else:
+        for remark in summary.remarks():
+            print(remark)
+        print(f"{time.monotonic() - begin:.1f} s; {out}/summary.md has more")

@@ -27,6 +27,27 @@ CREATE TABLE members (
 """
 
 
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first thing in which two preparations differ, for error messages; empty if there is none.
+
+    Args:
+        before: what was prepared and how, as JSON reads it.
+        now: the same, of the other.
+    """
+    for key in now:
+        old, new = before.get(key), now[key]
+        if (
+            old != new
+            and isinstance(old, dict)
+            and isinstance(new, dict)
+            and old.keys() == new.keys()
+        ):
+            return difference(old, new)
+        if old != new:
+            return f"{key} = {new!r} instead of {old!r}"
+    return ""
+
+
 class FinishedRow(NamedTuple):
     """A row of the corpus that needs no more work.
 
@@ -128,10 +149,10 @@ class Journal:
             self._run("COMMIT")
             self._run("BEGIN")
         if meta is not None and self.meta != json.loads(json.dumps(meta)):
-            other = [key for key in meta if meta[key] != self.meta.get(key)]
             raise ValueError(
-                f"{self._path.parent}: expected what was begun there, with {other[0]} = "
-                f"{self.meta.get(other[0])!r}, found {meta[other[0]]!r}: name another folder, or remove it"
+                f"{self._path.parent}: expected what was begun there, found "
+                f"{difference(self.meta, json.loads(json.dumps(meta)))}: name another --out, or remove "
+                f"{self._path.parent} to begin anew"
             )
 
     def progress(self, split: str) -> Progress:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data_prep.command import share
 from data_prep.journal import Journal, Progress
-from data_prep.outcome import WORK, remove_work, set_work_aside, write_outcome
+from data_prep.outcome import WORK, is_finished, remove_work, set_work_aside, write_outcome
 from data_prep.preparation import Preparation
 from data_prep.summary import Summary
 
@@ -26,7 +26,7 @@ from data_prep.summary import Summary
 def merge_shards(
     out_dir: str | os.PathLike[str], max_dropped: float = Preparation.max_dropped
 ) -> Summary:
-    """Writes manifests, dropped.tsv and summary of all parts, which then are gone.
+    """Writes manifests, dropped.tsv and summary of all parts, which then are gone; once more changes nothing.
 
     Args:
         out_dir: `--out` of the parts.
@@ -40,6 +40,8 @@ def merge_shards(
     out = Path(out_dir)
     Preparation(max_dropped=max_dropped)
     found = {path.parent.name for path in (out / WORK).glob("*-of-*/journal.sqlite")}
+    if not found and is_finished(out):
+        return Summary.from_json((out / "summary.json").read_text(encoding="utf-8"))
     if not found:
         raise FileNotFoundError(f"{out}: expected parts that --shard prepared, found none")
     count = max(int(name.split("-of-")[1]) for name in found)
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {split}")
     for remark in summary.remarks():
         print(remark)
+    print(f"{options.out}/summary.md has more")
 
 
 if __name__ == "__main__":

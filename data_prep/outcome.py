@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.atomic import ReplacedFile
 from data_prep.dropped import DroppedRow
-from data_prep.journal import Journal
+from data_prep.journal import Journal, difference
 from data_prep.manifest import ManifestRow, ManifestWriter
-from data_prep.summary import Summary
+from data_prep.summary import Summary, count_reasons
 
 # Folder in the folder of the manifests where unfinished ones are.
 WORK = ".preparation"
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a preparation has come to its end."""
+    return (out / "summary.json").is_file() and not (out / WORK).exists()
 
 
 def find_outcome(out: Path, meta: Mapping[str, Any]) -> Summary | None:
@@ -26,7 +32,7 @@ def find_outcome(out: Path, meta: Mapping[str, Any]) -> Summary | None:
         ValueError: the folder holds another preparation, or manifests that nobody knows.
     """
     path = out / "summary.json"
-    if path.is_file() and not (out / WORK).exists():
+    if is_finished(out):
         try:
             summary = Summary.from_json(path.read_text(encoding="utf-8"))
         except (KeyError, TypeError, ValueError) as error:
@@ -34,10 +40,10 @@ def find_outcome(out: Path, meta: Mapping[str, Any]) -> Summary | None:
         # Where the work was parted, and what the authors state, changes nothing in the manifests.
         wanted = {**json.loads(json.dumps(meta)), "shards": 1, "published_rows": []}
         found = {**summary.meta, "shards": 1, "published_rows": []}
-        if other := [key for key in wanted if wanted[key] != found.get(key)]:
+        if other := difference(found, wanted):
             raise ValueError(
-                f"{out}: expected a folder of its own for this preparation, found one with {other[0]} = "
-                f"{found.get(other[0])!r} instead of {wanted[other[0]]!r}: name another folder, or remove it"
+                f"{out}: expected the preparation that is finished there, found {other}: name another --out, "
+                f"or remove {out}"
             )
         for split in meta["splits"]:
             if not (out / f"{split}.tsv").exists():
@@ -83,15 +89,21 @@ def check_dropped(out: Path, journal: Journal, split: str, max_dropped: float) -
     )
     if used and dropped <= max_dropped * (used + dropped):
         return
+    place = f"{journal.meta['corpus']}: {split}"
+    if not used + dropped:
+        raise ValueError(f"{place}: expected rows, found none")
     write_dropped(out, journal)
-    first = journal.query(
+    kinds = Counter(count_reasons(journal, split)).most_common(3)
+    most = ", ".join(f"{kind} ({count})" for kind, count in kinds)
+    ((row, reason),) = journal.query(
         "SELECT id, reason FROM rows WHERE split = ? AND reason != '' ORDER BY number LIMIT 1",
         split,
     )
-    example = "".join(f": {row}: {reason}" for row, reason in first)
     raise ValueError(
-        f"{journal.meta['corpus']}: {split}: expected rows, of which at most {max_dropped:.1%} are unusable "
-        f"(--max-dropped), found {dropped} of {used + dropped} listed in {out / 'dropped.tsv'}{example}"
+        f"{place}: expected rows, of which at most {max_dropped:.1%} are unusable (--max-dropped), found "
+        f"{dropped} of {used + dropped}, most of them {most}; the first is {row}: {reason}; "
+        f"{out / 'dropped.tsv'} lists all. Give the command a higher limit, or mend the corpus and remove "
+        f"{out / WORK} to begin anew"
     )
 
 

@@ -78,8 +78,16 @@ def tsv_corpus(
 
     Raises:
         FileNotFoundError: a table is missing.
-        ValueError: a manifest would be called as no file of the output folder can be.
+        ValueError: a manifest would be called as no file of the output folder can be, or columns of texts or
+            languages are missing.
     """
+    if bool(columns.tgt_text) != bool(columns.tgt_lang):
+        raise ValueError(
+            f"expected both --tgt-text and --tgt-lang (=en for all rows), or neither, found "
+            f"{columns.tgt_text!r} and {columns.tgt_lang!r}"
+        )
+    if not columns.src_text and not columns.tgt_text:
+        raise ValueError("expected --src-text, --tgt-text or both, found neither")
     for split in tables:
         if not _NAME.fullmatch(split) or split == "dropped":
             raise ValueError(f"expected the name of a manifest, such as train, found {split!r}")

@@ -40,6 +40,11 @@ class PairSummary:
     published_rows: int | None
     dropped: int = 0
 
+    @property
+    def name(self) -> str:
+        """For people: "es→en", or "es" where there are only transcripts."""
+        return f"{self.src_lang}→{self.tgt_lang}" if self.tgt_lang else self.src_lang
+
 
 @dataclass(frozen=True)
 class SplitSummary:
@@ -63,7 +68,8 @@ class SplitSummary:
 
     def __str__(self) -> str:
         """One line for the terminal."""
-        return f"{self.rows:,} rows, {self.hours:.1f} h; {self.dropped:,} dropped"
+        length = f"{self.hours:,.1f} h" if self.hours >= 1 else f"{60 * self.hours:.1f} min"
+        return f"{self.rows:,} rows, {length}; {self.dropped:,} dropped"
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Summary:
     def remarks(self) -> list[str]:
         """What to look at: other row counts than published, and what several splits share."""
         found = [
-            f"{name}, {pair.src_lang}→{pair.tgt_lang}: {pair.rows:,} rows, published {pair.published_rows:,}"
+            f"{name}, {pair.name}: {pair.rows:,} rows, published {pair.published_rows:,}"
             for name, split in self.splits.items()
             for pair in split.pairs
             if pair.published_rows not in (None, pair.rows)
@@ -142,8 +148,7 @@ class Summary:
         for name, split in self.splits.items():
             for pair in split.pairs:
                 table.append((
-                    name, f"{pair.src_lang}→{pair.tgt_lang}" if pair.tgt_lang else pair.src_lang,
-                    f"{pair.rows:,}",
+                    name, pair.name, f"{pair.rows:,}",
                     "" if pair.published_rows is None else f"{pair.published_rows:,}",
                     f"{pair.hours:.2f}", f"{pair.mean_seconds:.2f}", f"{pair.longest_seconds:.2f}",
                     f"{pair.characters_per_second:.1f}", f"{pair.dropped:,}",
@@ -159,6 +164,18 @@ class Summary:
             ]
         lines += [f"- {remark}" for remark in self.remarks()]
         return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def count_reasons(journal: Journal, split: str) -> dict[str, int]:
+    """Kind of trouble → rows of a split that were dropped for it, in alphabetical order."""
+    # The kind ends at the first ": "; SQLite counts equal kinds of many rows.
+    return dict(
+        journal.query(
+            "SELECT substr(reason, 1, CASE instr(reason, ': ') WHEN 0 THEN length(reason) "
+            "ELSE instr(reason, ': ') - 1 END) AS kind, COUNT(*) FROM rows "
+            "WHERE split = ? AND reason != '' GROUP BY kind ORDER BY kind", split,
+        )
+    )  # fmt: skip
 
 
 def _split_summary(
@@ -189,25 +206,18 @@ def _split_summary(
                 dropped,
             )
         )
-    reasons: Counter[str] = Counter()
-    # The kind of trouble ends at the first ": "; SQLite counts equal kinds of many rows.
-    for reason, count in journal.query(
-        "SELECT substr(reason, 1, CASE instr(reason, ': ') WHEN 0 THEN length(reason) "
-        "ELSE instr(reason, ': ') - 1 END) AS kind, COUNT(*) FROM rows "
-        "WHERE split = ? AND reason != '' GROUP BY kind", split,
-    ):  # fmt: skip
-        reasons[reason] += count
     changes: Counter[str] = Counter()
     for names, count in journal.query(
         "SELECT changes, COUNT(*) FROM rows WHERE split = ? AND reason = '' AND changes != '' "
         "GROUP BY changes", split,
     ):  # fmt: skip
         changes.update(dict.fromkeys(names.split(), count))
+    reasons = count_reasons(journal, split)
     return SplitSummary(
         sum(pair.rows for pair in pairs),
         round(sum(rest[1] for rest in found.values()) / SAMPLE_RATE / 3600, 4),
         sum(reasons.values()),
-        dict(sorted(reasons.items())),
+        reasons,
         dict(sorted(changes.items())),
         tuple(pairs),
     )

@@ -62,9 +62,13 @@ def test_pairs_that_are_none(corpus, pairs):
 def test_the_command_and_its_errors(corpus, tmp_path, capsys):
     arguments = ["--pairs", "cy_en", "--workers", "1", "--out", str(tmp_path / "out")]
     prep_covost2.main(["--common-voice", str(corpus), *arguments])
-    assert capsys.readouterr().out.splitlines()[0] == "train: 2 rows, 0.0 h; 0 dropped"
+    assert capsys.readouterr().out.splitlines()[0] == "train: 2 rows, 0.0 min; 0 dropped"
     for wrong, status, message in (
-        (["--common-voice", str(corpus), *arguments, "--pack", "wav"], 1, "found one with clips"),
+        (
+            ["--common-voice", str(corpus), *arguments, "--pack", "wav"],
+            1,
+            "found pack = 'wav' instead of ''",
+        ),
         (["--common-voice", "nowhere", *arguments], 1, "validated.tsv: expected Common Voice's"),
         (["--common-voice", str(corpus), *arguments, "--shard", "2/2"], 2, "--shard: expected i/n"),
         (["--common-voice", str(corpus), *arguments, "--max-dropped", "120%"], 2, "found 1.2"),

@@ -66,7 +66,7 @@ def test_without_targets_there_are_transcripts_alone(root, tmp_path, capsys):
         (root / "fr_fr" / "audio" / split).rename(root / "fr_fr" / split)
     out = tmp_path / "out"
     main(["--root", str(root), "--sources", "fr_fr", "--workers", "1", "--out", str(out)])
-    assert "dev: 4 rows, 0.0 h; 0 dropped" in capsys.readouterr().out
+    assert "dev: 4 rows, 0.0 min; 0 dropped" in capsys.readouterr().out
     found = rows_of(out / "dev.tsv", "id", "src_text", "tgt_text", "tgt_lang")
     assert found[3] == ("fr-24", "Seul.", "", "")
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(how2, tmp_path):
 def test_too_many_unusable_utterances_write_no_manifest(how2, tmp_path):
     spoil(how2)
     with pytest.raises(
-        ValueError, match=r"train: .* at most 60\.0%.* found 7 of 10 .*gone_0: no au"
+        ValueError, match=r"train: .* at most 60\.0%.* found 7 of 10, .*gone_0: no au"
     ):
         preparation = Preparation(max_dropped=0.6, workers=1)
         prepare_how2(how2, tmp_path / "data", preparation=preparation)
@@ -120,7 +120,7 @@ def test_the_command_and_its_errors(how2, tmp_path):
             cwd=REPOSITORY, capture_output=True, text=True,
         )  # fmt: skip
 
-    assert run(out="data").stdout.splitlines()[0] == "train: 3 rows, 0.0 h; 0 dropped"
+    assert run(out="data").stdout.splitlines()[0] == "train: 3 rows, 0.0 min; 0 dropped"
     missing = run("--tgt", "fr")
     assert missing.returncode == 1 and "text.id.fr" in missing.stderr
     path = how2 / "text_data" / "val" / "text.id.en"

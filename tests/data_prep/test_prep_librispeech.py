@@ -77,7 +77,7 @@ def test_parts_that_are_not_there(root, tmp_path):
 def test_command(root, tmp_path, capsys):
     main(["--root", str(root), "--parts", "dev-clean", "--lowercase", "src", "--workers", "1",
           "--out", str(tmp_path / "out")])  # fmt: skip
-    assert "dev-clean: 4 rows, 0.0 h; 0 dropped" in capsys.readouterr().out
+    assert "dev-clean: 4 rows, 0.0 min; 0 dropped" in capsys.readouterr().out
     assert Manifest(tmp_path / "out" / "dev-clean.tsv").cell(1, "src_text") == "go"
     with pytest.raises(SystemExit) as stopped:
         main(["--root", str(tmp_path / "none"), "--out", str(tmp_path / "more")])

@@ -66,9 +66,9 @@ def test_a_missing_column_and_table_are_named(folder):
     with pytest.raises(
         ValueError, match=r"t\.tsv:1: expected a column audio, found \['wav', 'text'\]"
     ):
-        prepare_tsv({"dev": folder / "t.tsv"}, Columns("audio", "=cy"), folder / "out")
+        prepare_tsv({"dev": folder / "t.tsv"}, Columns("audio", "=cy", "text"), folder / "out")
     with pytest.raises(FileNotFoundError, match="gone.tsv: expected a table"):
-        prepare_tsv({"dev": folder / "gone.tsv"}, Columns("audio", "=cy"), folder / "out")
+        prepare_tsv({"dev": folder / "gone.tsv"}, Columns("audio", "=cy", "text"), folder / "out")
 
 
 @pytest.mark.parametrize("all_validated,train", [(False, ["1"]), (True, ["1", "4"])])
