@@ -28,6 +28,7 @@ from benchmarks.sizes import SIZES
 #: Modules here with ``measure(out, size, device, repeats) -> list[Comparison]``.
 WORKS = (
     "start_up",
+    "samu_update",
     "translation_update",
     "connector_update",
 )

@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -103,8 +103,8 @@ def prepare(folder: Path, size: Size, words: int, seconds: tuple[float, float]) 
     spoken = _write_vocabulary(data, words)
     for split, times in ((SPLIT, 1), (LONG_SPLIT, 2)):
         low, high = (times * limit for limit in seconds)
-        _write_corpus(data, split, spoken, times * WORDS_A_TARGET, (low, high))
-    _write_wav2vec2(peers.wav2vec2, size)
+        write_corpus(data, split, spoken, times * WORDS_A_TARGET, (low, high))
+    write_wav2vec2(peers.wav2vec2, size)
     line = _xm_line(peers, size)
     args = options.parse_args_and_arch(options.get_training_parser(), line)
     torch.manual_seed(1)
@@ -191,6 +191,38 @@ def _write_vocabulary(data: Path, words: int) -> list[str]:
     return spoken
 
 
+class Batch(NamedTuple):
+    """The first utterances of a split.
+
+    Attributes:
+        split: its name.
+        utterances: how many.
+        seconds: length of the shortest and of the longest that the split may have.
+    """
+
+    split: str
+    utterances: int
+    seconds: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.utterances} × {self.seconds[0]:g} to {self.seconds[1]:g} s"
+
+    @property
+    def rows(self) -> range:
+        """Its rows in the split."""
+        return range(self.utterances)
+
+
+def batches(size: Size) -> list[Batch]:
+    """The batch of a size, then one of twice as many utterances, and one of utterances twice as long."""
+    low, high = size.seconds
+    return [
+        Batch(SPLIT, size.utterances, (low, high)),
+        Batch(SPLIT, 2 * size.utterances, (low, high)),
+        Batch(LONG_SPLIT, size.utterances, (2 * low, 2 * high)),
+    ]
+
+
 def xm_split(split: str) -> str:
     """Name of a split as fairseq's own task reads it: the same rows in a file of its own."""
     return f"{split}_xm"
@@ -216,7 +248,7 @@ def loss_without_dropout(trainer: Trainer, split: str, rows: Sequence[int]) -> f
     return total
 
 
-def _write_corpus(
+def write_corpus(
     data: Path, split: str, words: Sequence[str], length: int, seconds: tuple[float, float]
 ) -> None:
     """Write noise with ``length`` random words, as a split of either task."""
@@ -236,7 +268,7 @@ def _write_corpus(
             writer.write(ManifestRow(*row, row[3], "es", "en"))
 
 
-def _write_wav2vec2(path: Path, size: Size) -> None:
+def write_wav2vec2(path: Path, size: Size) -> None:
     """Write an untrained encoder of XLS-R's shape, as fairseq writes pre-trained ones."""
     config = Wav2Vec2Config(
         extractor_mode="layer_norm", conv_bias=True, layer_norm_first=True,

@@ -16,7 +16,7 @@ from fairseq.trainer import Trainer
 from benchmarks import peers
 from benchmarks.comparison import Comparison, in_turn, seconds
 from benchmarks.memory import peak_mib
-from benchmarks.peers import Peers
+from benchmarks.peers import Batch, Peers
 from benchmarks.sizes import Size
 from benchmarks.training import update
 
@@ -126,32 +126,17 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
         for words in size.vocabularies
     )
     full, *partial_choices = choices(size, out / "states")
-    base = Batch(peers.SPLIT, size.utterances, size.seconds)
-    grown = [
-        Batch(peers.SPLIT, 2 * size.utterances, size.seconds),
-        Batch(peers.LONG_SPLIT, size.utterances, (2 * size.seconds[0], 2 * size.seconds[1])),
-    ]
-    few = max(2, repeats // 2)
+    batches = peers.batches(size)
+    base = batches[0]
     small, large = (f"{words:,} words" for words in size.vocabularies)
-    rows = compare_times(files, size, device, full, [base, *grown], small, repeats)
-    rows += compare_times(files_250k, size, device, full, [base], large, few)
+    rows = compare_times(files, size, device, full, batches, small, repeats)
+    rows += compare_times(files_250k, size, device, full, [base], large, max(2, repeats // 2))
     for choice in partial_choices:
         rows += compare_times(files, size, device, choice, [base], small, repeats)
     for choice in (full, *partial_choices):
         rows += compare_memory(files, size, device, choice, base, small)
     rows += compare_memory(files_250k, size, device, full, base, large)
     return rows
-
-
-class Batch(NamedTuple):
-    """The first utterances of a split."""
-
-    split: str
-    utterances: int
-    seconds: tuple[float, float]
-
-    def __str__(self) -> str:
-        return f"{self.utterances} × {self.seconds[0]:g} to {self.seconds[1]:g} s"
 
 
 def build(side: str, files: Peers, size: Size, device: str, choice: Choice, way: Way) -> Trainer:
@@ -172,7 +157,7 @@ def build_step(
 ) -> Callable[[], float]:
     """One side's update."""
     trainer = build(side, files, size, device, choice, way)
-    sample = peers.batch(trainer, batch.split, range(batch.utterances))
+    sample = peers.batch(trainer, batch.split, batch.rows)
     return partial(update, trainer, sample)
 
 
@@ -199,7 +184,7 @@ def compare_times(
     for batch in batches:
         runs = {}
         for key, trainer in trainers.items():
-            sample = peers.batch(trainer, batch.split, range(batch.utterances))
+            sample = peers.batch(trainer, batch.split, batch.rows)
             runs[key] = seconds(partial(update, trainer, sample), device)
         times = in_turn(runs, repeats if batch is batches[0] else max(2, repeats // 2))
         for our_way, their_way, target in WAYS[device]:

@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.memory import peak_mib
+from benchmarks.peers import Batch
 from benchmarks.sizes import SIZES
 from benchmarks.training import update
-from benchmarks.translation_update import WAYS, Batch, build_step, choices, compare_times
+from benchmarks.translation_update import WAYS, build_step, choices, compare_times
 
 SIZE = SIZES["tiny"]
 CHOICES = {choice.name.partition(",")[0]: choice for choice in choices(SIZE, Path("states"))}
