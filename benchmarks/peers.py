@@ -26,6 +26,7 @@ from fairseq import options, tasks
 from fairseq.models import register_model_architecture
 from fairseq.models.speech_to_text.xm_transformer import base_architecture
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
 from benchmarks.sizes import Size
@@ -228,12 +229,12 @@ def xm_split(split: str) -> str:
     return f"{split}_xm"
 
 
-def batch(trainer: Trainer, split: str, rows: Sequence[int]) -> dict[str, Any]:
-    """Rows of a split as one batch for either side's trainer."""
-    name = split if isinstance(trainer.task, SpeechToTextSamuTask) else xm_split(split)
-    if name not in trainer.task.datasets:
-        trainer.task.load_dataset(name)
-    dataset = trainer.task.dataset(name)
+def batch(task: FairseqTask, split: str, rows: Sequence[int]) -> dict[str, Any]:
+    """Rows of a split as one batch of either side's task."""
+    name = split if isinstance(task, SpeechToTextSamuTask) else xm_split(split)
+    if name not in task.datasets:
+        task.load_dataset(name)
+    dataset = task.dataset(name)
     found: dict[str, Any] = dataset.collater([dataset[row] for row in rows])
     return found
 
@@ -243,7 +244,7 @@ def loss_without_dropout(trainer: Trainer, split: str, rows: Sequence[int]) -> f
     trainer.model.eval()
     total = 0.0
     for row in rows:
-        sample, _ = trainer._prepare_sample(batch(trainer, split, [row]))
+        sample, _ = trainer._prepare_sample(batch(trainer.task, split, [row]))
         total += float(trainer.task.valid_step(sample, trainer.model, trainer.criterion)[0])
     return total
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from fairseq import tasks
 from fairseq.trainer import Trainer
 from torch import Tensor, nn
 
@@ -22,9 +23,10 @@ from benchmarks.flops import peak_flops, update_flops
 from benchmarks.memory import peak_mib
 from benchmarks.peers import Batch
 from benchmarks.sizes import Size
-from benchmarks.training import start, update
+from benchmarks.training import configuration, start, update
 from data_prep.embed_text import Teacher, embed_manifest
 from fairseq_samu.export import export
+from fairseq_samu.modules.sentence_head import SentenceHead
 
 WORK = "SAMU update"
 PEER = "transformers Wav2Vec2Model in plain PyTorch"
@@ -133,7 +135,7 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
         rows += compare_times(out, size, device, way, repeats)
     batch = peers.batches(size)[0]
     for way in WAYS[device]:
-        runs = {side: partial(peak_mib, device, build_step, side, out, device, way, batch)
+        runs = {side: partial(peak_mib, device, build_step, side, out, size, device, way, batch)
                 for side in ("ours", "theirs")}  # fmt: skip
         memory = in_turn(runs, 1, warm_up=0)
         figure = f"memory: {way.name}, {batch}"
@@ -163,7 +165,13 @@ def prepare(out: Path, size: Size) -> None:
 
 def ours(out: Path, device: str, way: Way, dropout: float = 0.1) -> Trainer:
     """This project's trainer, its data loaded."""
-    line = [
+    trainer = start(_line(out, way, dropout), device, way.precision)
+    trainer.get_train_iterator(1)
+    return trainer
+
+
+def _line(out: Path, way: Way, dropout: float = 0.1) -> list[str]:
+    return [
         str(out / "data"), "--task", "speech_to_text_samu", "--teacher", "labse", "--arch", "samu_xlsr",
         "--speech-encoder-path", str(out / "w2v.pt"), "--encoder-dropout", str(dropout),
         "--encoder-attention-dropout", str(dropout), "--encoder-feature-grad-mult", "0",
@@ -172,9 +180,6 @@ def ours(out: Path, device: str, way: Way, dropout: float = 0.1) -> Trainer:
         "--clip-norm", str(CLIP_NORM), "--batch-size", "1", "--num-workers", "0", "--seed", "1",
         "--no-progress-bar", *way.options,
     ]  # fmt: skip
-    trainer = start(line, device, way.precision)
-    trainer.get_train_iterator(1)
-    return trainer
 
 
 def theirs(
@@ -189,14 +194,18 @@ def theirs(
     return PlainTraining(model, device, way.autocast)
 
 
-def build_step(side: str, out: Path, device: str, way: Way, batch: Batch) -> Callable[[], float]:
+def build_step(
+    side: str, out: Path, size: Size, device: str, way: Way, batch: Batch
+) -> Callable[[], float]:
     """One side's update."""
-    # What of the data is needed comes from this project on both sides.
-    trainer = ours(out, device, way)
-    sample = peers.batch(trainer, batch.split, batch.rows)
     if side == "ours":
-        return partial(update, trainer, sample)
-    return partial(theirs(out, device, way, trainer.model.head).update, sample)
+        trainer = ours(out, device, way)
+        return partial(update, trainer, peers.batch(trainer.task, batch.split, batch.rows))
+    # The data come from this project's task on both sides.
+    task = tasks.setup_task(configuration(_line(out, way), device).task)
+    head = SentenceHead(size.encoder_dim, TEACHER_DIM)
+    peer = theirs(out, device, way, head)
+    return partial(peer.update, peers.batch(task, batch.split, batch.rows))
 
 
 def compare_times(out: Path, size: Size, device: str, way: Way, repeats: int) -> list[Comparison]:
@@ -206,7 +215,7 @@ def compare_times(out: Path, size: Size, device: str, way: Way, repeats: int) ->
     rows = []
     same = ""
     for batch in peers.batches(size):
-        sample = peers.batch(trainer, batch.split, batch.rows)
+        sample = peers.batch(trainer.task, batch.split, batch.rows)
         if not rows:
             same = f"loss without dropout differs by {loss_difference(trainer, peer, sample):.0e} of it"
         runs = {

@@ -17,8 +17,8 @@ from fairseq.trainer import Trainer
 import fairseq_samu  # noqa: F401  (registers tasks and models)
 
 
-def start(line: Sequence[str], device: str, precision: str = "fp32") -> Trainer:
-    """fairseq's trainer, as ``fairseq-train`` makes it.
+def configuration(line: Sequence[str], device: str, precision: str = "fp32") -> Any:
+    """fairseq's configuration, as ``fairseq-train`` makes it.
 
     Args:
         line: its command line.
@@ -31,6 +31,12 @@ def start(line: Sequence[str], device: str, precision: str = "fp32") -> Trainer:
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, placed))
     # On a command line --bf16 asks for a TPU.
     cfg.common.fp16, cfg.common.bf16 = precision == "fp16", precision == "bf16"
+    return cfg
+
+
+def start(line: Sequence[str], device: str, precision: str = "fp32") -> Trainer:
+    """fairseq's trainer for a command line; arguments as above."""
+    cfg = configuration(line, device, precision)
     torch.manual_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task)
     with contextlib.redirect_stdout(io.StringIO()):  # some of fairseq's models print themselves

@@ -157,7 +157,7 @@ def build_step(
 ) -> Callable[[], float]:
     """One side's update."""
     trainer = build(side, files, size, device, choice, way)
-    sample = peers.batch(trainer, batch.split, batch.rows)
+    sample = peers.batch(trainer.task, batch.split, batch.rows)
     return partial(update, trainer, sample)
 
 
@@ -184,7 +184,7 @@ def compare_times(
     for batch in batches:
         runs = {}
         for key, trainer in trainers.items():
-            sample = peers.batch(trainer, batch.split, batch.rows)
+            sample = peers.batch(trainer.task, batch.split, batch.rows)
             runs[key] = seconds(partial(update, trainer, sample), device)
         times = in_turn(runs, repeats if batch is batches[0] else max(2, repeats // 2))
         for our_way, their_way, target in WAYS[device]:

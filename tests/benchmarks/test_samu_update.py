@@ -1,5 +1,7 @@
 """The peer in plain PyTorch trains as this project does; operations are those that torch counts."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def folder(tmp_path_factory):
 def test_both_train_the_same(folder):
     trainer = samu_update.ours(folder, "cpu", FP32, dropout=0.0)
     peer = samu_update.theirs(folder, "cpu", FP32, trainer.model.head, dropout=0.0)
-    sample = peers.batch(trainer, peers.SPLIT, range(4))
+    sample = peers.batch(trainer.task, peers.SPLIT, range(4))
     lengths = sample["net_input"]["src_lengths"]
     assert lengths.min() < lengths.max()
     assert samu_update.loss_difference(trainer, peer, sample) < 1e-5
@@ -72,3 +74,12 @@ def test_peaks_are_found_by_name():
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA T4") is None
+
+
+def test_a_step_can_be_measured_in_another_process(folder):
+    batch = peers.batches(SIZE)[0]
+    for side in ("ours", "theirs"):
+        arguments = samu_update.build_step, side, folder, SIZE, "cpu", FP32, batch
+        assert pickle.loads(pickle.dumps(arguments)) == arguments
+        step = samu_update.build_step(*arguments[1:])
+        assert step() > step()

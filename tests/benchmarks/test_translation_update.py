@@ -40,14 +40,14 @@ def test_both_train_the_same(name, files, tmp_path, monkeypatch):
     for trainer in trainers(files, CHOICES[name]):
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]
         trained.append(sum(p.numel() for p in parameters))
-        sample = peers.batch(trainer, peers.SPLIT, [0, 1, 2])
+        sample = peers.batch(trainer.task, peers.SPLIT, [0, 1, 2])
         losses.append([update(trainer, sample) for _ in range(4)])
     if name == "LNA":  # the peer's pattern misses layernorm_embedding
         assert trained[0] == trained[1] + 2 * SIZE.decoder_dim
     else:
         assert trained[0] == trained[1]
     assert losses[0] == pytest.approx(losses[1], rel=TOLERANCES[name])
-    assert losses[0][3] < losses[0][0] * 0.995
+    assert losses[0][3] < losses[0][0] * 0.999
 
 
 def test_a_comparison_has_all_ways_and_sees_that_losses_are_the_same(files):
