@@ -164,12 +164,17 @@ class ClipReader:
         data = read_bytes(place.audio)
         if not data:
             raise UnusableAudio(f"empty file: {place.audio}")
+        _check_ogg(data, place.audio)
         with soundfile.SoundFile(_Data(data)) as recording:
+            _check_wav(recording, place.audio)
             # Before any of it is decoded: a day of silence takes little room in a file.
             self._check_length(recording.frames * SAMPLE_RATE / recording.samplerate)
             frames = recording.read(dtype="float32", always_2d=True)
             # Some formats only estimate their length.
-            _check_whole(recording, len(frames), recording.samplerate // 10, place.audio)
+            if recording.frames - len(frames) > recording.samplerate // 10:
+                raise UnusableAudio(
+                    f"truncated audio: {place.audio}: expected {recording.frames} frames, found {len(frames)}"
+                )
             return to_16_khz(frames.mean(axis=1), recording.samplerate)
 
     def _segment(self, place: Place) -> npt.NDArray[np.float32]:
@@ -231,12 +236,21 @@ class _Data(io.BytesIO):
         return self.tell()
 
 
-def _check_whole(recording: soundfile.SoundFile, found: int, tolerance: int, name: str) -> None:
-    """Raises if a file was cut short: fewer frames than its header says."""
-    if recording.frames - found > tolerance:
-        raise UnusableAudio(
-            f"truncated audio: {name}: expected {recording.frames} frames, found {found}"
-        )
+def _check_ogg(data: bytes, name: str) -> None:
+    """Raises if an Ogg file ends within a page: no length in its header would tell.
+
+    Source: RFC 3533, section 6: 27 bytes, of which the last counts the segments, their lengths, the segments.
+    """
+    if not data.startswith(b"OggS"):
+        return
+    page = data[data.rfind(b"OggS") :]
+    lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    if len(page) < 27 or len(page) < 27 + page[26] + sum(lengths):
+        raise UnusableAudio(f"truncated audio: {name}: its last page is not whole")
+
+
+def _check_wav(recording: soundfile.SoundFile, name: str) -> None:
+    """Raises if a wav was cut short: fewer samples than its header says."""
     if recording.format in ("WAV", "WAVEX") and (cut := _CUT_WAV.search(recording.extra_info)):
         promised, there = map(int, cut.groups())
         # Who writes a wav to a pipe cannot know its length and promises the largest.
