@@ -131,7 +131,7 @@ def check_manifests(
 
 def read_manifest(manifest: Path, root: Path) -> Iterator[CorpusRow | BadRow]:
     """Yields the rows of a manifest; the extra cells are `n_frames` and the language segments."""
-    for number, cells in read_table(manifest, COLUMNS):
+    for number, cells in read_table(manifest, COLUMNS, blank_end=True):
         if isinstance(cells, BadLine):
             yield BadRow(f"{manifest.name}:{number}", cells.reason)
         else:

@@ -35,7 +35,7 @@ from data_prep.command import corpus_parser, run_command
 from data_prep.corpus import BadRow, Corpus, CorpusRow
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.summary import Summary
-from data_prep.tables import BadLine, lookup, read_lines
+from data_prep.tables import BadLine, lookup, read_numbered
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = (
@@ -126,7 +126,7 @@ def _recordings(language: Path, split: str) -> Path:
 
 def _read(table: Path) -> Iterator[tuple[int, dict[str, str] | BadLine]]:
     """Yields the lines of a table, counted from 1, and their cells by column."""
-    for number, line in enumerate(read_lines(table), start=1):
+    for number, line in read_numbered(table):
         cells = line.split("\t")
         if len(cells) == len(COLUMNS):
             yield number, dict(zip(COLUMNS, cells))

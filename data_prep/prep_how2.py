@@ -24,7 +24,7 @@ from data_prep.command import corpus_parser, run_command
 from data_prep.corpus import BadRow, Corpus, CorpusRow
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.summary import Summary
-from data_prep.tables import lookup, read_lines
+from data_prep.tables import lookup, read_numbered
 
 # Names of How2's splits → names of their manifests.
 SPLITS = {"train": "train", "val": "dev", "dev5": "test"}
@@ -61,10 +61,16 @@ def _rows(how2: Path, split: str, target: str) -> Iterator[CorpusRow | BadRow]:
     texts, audio = how2 / "text_data" / split, how2 / "audio_data" / split
     source_file, target_file = texts / f"text.id.{SOURCE}", texts / f"text.id.{target}"
     transcript_of, translation_of = (
-        lookup(((name, [text]) for name, text in read_texts(file)), once=f"{file}: utterance")
+        lookup(
+            ((name, [text]) for _, name, text in read_texts(file) if name),
+            once=f"{file}: utterance",
+        )
         for file in (source_file, target_file)
     )
-    for name, transcript in read_texts(source_file):
+    for number, name, transcript in read_texts(source_file):
+        if not name:
+            yield BadRow(f"{source_file.name}:{number}", "empty line", SOURCE, target)
+            continue
         translation = (translation_of(name) or [""])[0]
         if not transcript or not translation:
             missing = target_file if transcript else source_file
@@ -78,22 +84,18 @@ def _rows(how2: Path, split: str, target: str) -> Iterator[CorpusRow | BadRow]:
             tgt_text=translation,
             tgt_lang=target,
         )
-    for name, _ in read_texts(target_file):
-        if transcript_of(name) is None:
+    for number, name, _ in read_texts(target_file):
+        if not name and target_file != source_file:
+            yield BadRow(f"{target_file.name}:{number}", "empty line", SOURCE, target)
+        elif name and transcript_of(name) is None:
             yield BadRow(name, f"no text in {source_file.name}", SOURCE, target)
 
 
-def read_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields utterance and text of `UTTERANCE text` lines.
-
-    Raises:
-        ValueError: a line is empty.
-    """
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            raise ValueError(f"{path}:{number}: expected 'UTTERANCE text', found an empty line")
-        name, *text = line.strip().split(maxsplit=1)
-        yield name, "".join(text)
+def read_texts(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yields number, utterance and text of `UTTERANCE text` lines; of an empty line both are empty."""
+    for number, line in read_numbered(path):
+        name, *text = line.strip().split(maxsplit=1) or [""]
+        yield number, name, "".join(text)
 
 
 def prepare_how2(

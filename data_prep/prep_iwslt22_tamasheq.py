@@ -30,7 +30,7 @@ from data_prep.corpus import BadRow, Corpus, CorpusRow
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.segmented_corpus import read_yaml_segments
 from data_prep.summary import Summary
-from data_prep.tables import BadLine, read_lines
+from data_prep.tables import BadLine, check_line_count, read_lines
 
 LANGUAGES = ("taq", "fr")
 TRAIN_SETS = ("clean", "full")
@@ -71,11 +71,7 @@ def _count(folder: Path, split: str) -> int:
         if not path.exists():
             raise FileNotFoundError(f"{path}: expected a part of the corpus, found nothing")
     recordings = sum(1 for _ in read_yaml_segments(listed))
-    lines = sum(1 for _ in read_lines(translations))
-    if lines != recordings:
-        raise ValueError(
-            f"{translations}: expected a line for each of the {recordings} entries of {listed}, found {lines}"
-        )
+    check_line_count(translations, recordings, f"entries of {listed}")
     return recordings
 
 

@@ -33,7 +33,7 @@ from data_prep.command import corpus_parser, run_command
 from data_prep.corpus import BadRow, Corpus, CorpusRow
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.summary import Summary
-from data_prep.tables import read_lines
+from data_prep.tables import read_numbered
 
 LANGUAGE = "en"
 # Part → utterances, see above.
@@ -92,7 +92,7 @@ def _chapter(folder: Path, name: str, reader: str) -> Iterator[CorpusRow | BadRo
     transcripts = folder / f"{name}.trans.txt"
     spoken = {path.stem for path in folder.glob("*.flac")}
     if transcripts.is_file():
-        for number, line in enumerate(read_lines(transcripts), start=1):
+        for number, line in read_numbered(transcripts):
             utterance, _, text = line.partition(" ")
             # A name is also that of a file: it may not lead out of the folder.
             if not utterance.startswith(f"{name}-") or "/" in utterance:

@@ -19,7 +19,7 @@ import yaml
 
 from data_prep.clips import Place
 from data_prep.corpus import BadRow, Corpus, CorpusRow
-from data_prep.tables import BadLine, read_lines
+from data_prep.tables import BadLine, check_line_count, read_lines, read_numbered
 
 # `- {duration: 3.5, offset: 16.08, speaker_id: spk.767, wav: ted_767.wav}`, without anything quoted.
 _FLOW = re.compile(r"-\s+\{((?:\w+: [\w.-]+(?:, |(?=\})))+)\}")
@@ -94,7 +94,7 @@ def read_segment_lines(path: Path, cells: int) -> Iterator[Segment | BadLine]:
         path: Kaldi's `segments`, with an id in front, or Europarl-ST's `segments.lst`.
         cells: of a line.
     """
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in read_numbered(path):
         found = line.split()
         if len(found) != cells:
             yield BadLine(f"broken segment: line {number}: expected {cells} cells, found {line!r}")
@@ -158,13 +158,7 @@ class SegmentedText:
         """
         segments = sum(1 for _ in self.read(self.segments))
         for path in filter(None, (self.source, self.target)):
-            with open(path, "rb") as file:
-                lines = sum(1 for _ in file)
-            if lines != segments:
-                raise ValueError(
-                    f"{path}: expected a line for each of the {segments} segments of {self.segments}, "
-                    f"found {lines}"
-                )
+            check_line_count(path, segments, f"segments of {self.segments}")
         return segments
 
     def rows(self) -> Iterator[CorpusRow | BadRow]:

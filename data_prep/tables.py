@@ -29,11 +29,48 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[str]:
             yield line.decode(encoding, "surrogateescape").rstrip("\r\n")
 
 
+def read_numbered(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a text as `read_lines` does, with their numbers, counted from 1.
+
+    Blank lines at the end, which editors leave there, are no lines.
+    """
+    blank: list[tuple[int, str]] = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            yield from blank
+            blank.clear()
+            yield number, line
+        else:
+            blank.append((number, line))
+
+
+def check_line_count(path: Path, expected: int, what: str) -> None:
+    """Checks that a text has a line for each of several things; blank lines may follow.
+
+    Args:
+        path: the text.
+        expected: how many things.
+        what: they are, for the message.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has more lines or fewer.
+    """
+    lines = written = 0
+    for lines, line in enumerate(read_lines(path), start=1):
+        written = lines if line.strip() else written
+    if not written <= expected <= lines:
+        raise ValueError(
+            f"{path}: expected a line for each of the {expected} {what}, found {lines}"
+        )
+
+
 def read_table(
     path: str | os.PathLike[str],
     needed: Sequence[str],
     quoting: str = "none",
     separator: str = "\t",
+    blank_end: bool = False,
 ) -> Iterator[tuple[int, dict[str, str] | BadLine]]:
     """Yields the rows of a table with a header row.
 
@@ -45,6 +82,7 @@ def read_table(
         needed: columns that it has to have.
         quoting: "minimal" as spreadsheets write it, "none", or "auto", see `find_quoting`.
         separator: between cells.
+        blank_end: blank lines at the end are bad lines, too, as for the readers of manifests.
 
     Yields:
         The number of the line, counted from 1 with the header, and its cells by column.
@@ -56,7 +94,7 @@ def read_table(
     if quoting == "auto":
         quoting = find_quoting(path, separator)
     header: list[str] = []
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), 1) if blank_end else read_numbered(path):
         try:
             cells = _split(line, quoting, separator)
         except csv.Error as error:

@@ -73,6 +73,12 @@ def test_problems_name_the_line(data, old, new, problem):
     assert problems[0].startswith(problem)
 
 
+def test_a_blank_line_that_training_refuses_is_a_problem(data):
+    with open(data / "train.tsv", "a", encoding="utf-8") as file:
+        file.write("\n")
+    assert check(data)[1] == ["train.tsv:5: wrong number of cells: expected 8, found 1"]
+
+
 def test_a_manifest_without_rows_and_language_segments(data):
     header, *rows = (data / "train.tsv").read_text(encoding="utf-8").splitlines()
     (data / "train.tsv").write_text(header + "\n", encoding="utf-8")

@@ -102,6 +102,21 @@ def test_what_cannot_be_used_is_listed_with_its_reason(how2, tmp_path):
         assert reasons[utterance].startswith(reason)
 
 
+@pytest.mark.parametrize("target,files", [("pt", ("en", "pt")), ("en", ("en",))])
+def test_an_empty_line_costs_no_other(how2, tmp_path, target, files):
+    """Lines name their utterances: nothing is shifted; those at the end are no lines."""
+    for lang in ("en", "pt"):
+        path = how2 / "text_data" / "train" / f"text.id.{lang}"
+        first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join([first, " \n", *others, "\n\n"]), encoding="utf-8")
+    out = tmp_path / "data"
+    prepare_how2(how2, out, target, Preparation(max_dropped=0.4, workers=1))
+    assert dropped(out) == [("train", f"text.id.{lang}:2", "empty line") for lang in files]
+    manifest = Manifest(out / "train.tsv")
+    word = {"pt": "misture isso", "en": "mix it"}[target]
+    assert [manifest.cell(i, "tgt_text") for i in range(3)] == [f"{word} {i}" for i in range(3)]
+
+
 def test_too_many_unusable_utterances_write_no_manifest(how2, tmp_path):
     spoil(how2)
     with pytest.raises(
@@ -128,5 +143,3 @@ def test_the_command_and_its_errors(how2, tmp_path):
     twice = run()
     assert twice.returncode == 1
     assert "text.id.en: utterance a_1: expected once, found it again" in twice.stderr
-    path.write_text("a_1 x\n\n")
-    assert "text.id.en:2: expected 'UTTERANCE text', found an empty line" in run().stderr

@@ -203,9 +203,20 @@ def test_names_as_shells_complete_them_do_not_become_languages(tmp_path, describ
         describe(tmp_path, names)
 
 
+def test_blank_lines_at_the_end_of_a_table_are_no_rows(clip, tmp_path):
+    (tmp_path / "t.tsv").write_text(
+        "wav\ttext\nclip.wav\tun\n\nclip.wav\tdau\n\n \n\t\n", encoding="utf-8"
+    )
+    columns, options = Columns("wav", "=cy", "text"), Preparation(workers=1, max_dropped=0.5)
+    prepare_tsv({"dev": tmp_path / "t.tsv"}, columns, tmp_path / "out", preparation=options)
+    assert list(read_column(tmp_path / "out/dev.tsv", "src_text")) == ["un", "dau"]
+    lines = (tmp_path / "out/dropped.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    assert lines == ["dev\tt.tsv:3\twrong number of cells: expected 2, found 1"]
+
+
 def test_a_byte_order_mark_is_no_part_of_an_utterance(tmp_path):
     (tmp_path / "text.id.en").write_bytes(b"\xef\xbb\xbfv_0 caf\xe9\r\n")
-    assert list(read_texts(tmp_path / "text.id.en")) == [("v_0", "caf\udce9")]
+    assert list(read_texts(tmp_path / "text.id.en")) == [(1, "v_0", "caf\udce9")]
 
 
 @pytest.mark.parametrize("workers", [-1, 1_000_000])

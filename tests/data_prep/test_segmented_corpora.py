@@ -93,6 +93,19 @@ def test_texts_with_a_line_too_few_belong_to_nothing(tmp_path, name):
         mustc_corpus(tmp_path, ["en-de"])
 
 
+def test_blank_lines_after_the_last_belong_to_nothing(tmp_path):
+    must_c(tmp_path)
+    txt = tmp_path / "en-de" / "data" / "train" / "txt"
+    for name in ("train.en", "train.de", "train.yaml"):
+        with open(txt / name, "a", encoding="utf-8") as file:
+            file.write("\n\n")
+    assert mustc_corpus(tmp_path, ["en-de"]).rows_of("train") == 3
+    # The last segment may have no text; one before it without text is no reason to end there.
+    (txt / "train.de").write_text("eins\n\n\n", encoding="utf-8")
+    rows = list(mustc_corpus(tmp_path, ["en-de"]).splits["train"]())
+    assert [row.tgt_text for row in rows] == ["eins", "", ""]
+
+
 def test_what_is_not_there_is_named(tmp_path):
     must_c(tmp_path)
     with pytest.raises(FileNotFoundError, match="expected the split train of en-fr"):
