@@ -31,8 +31,8 @@ from data_prep.journal import FinishedRow, Journal, Progress
 from data_prep.language_segments import SEGMENT_LANGS, check_segments, parse_segments
 from data_prep.manifest import COLUMNS
 from data_prep.pool import Block, Pool, available_cores, blocks_of
-from data_prep.preparation import finish_row
-from data_prep.summary import Summary
+from data_prep.preparation import Preparation, finish_row
+from data_prep.summary import Summary, count_reasons
 from data_prep.tables import BadLine, read_table
 from data_prep.text_rules import TextRules
 from data_prep.vocabulary_files import load_dictionary
@@ -94,36 +94,42 @@ def check_manifests(
         progress: show a progress bar.
 
     Returns:
-        The summary, and what is wrong: at most `SHOWN` rows of each manifest.
+        The summary, and what is wrong: at most `SHOWN` rows of each manifest, then how many more there are.
 
     Raises:
         OSError: a manifest cannot be read.
         RuntimeError: worker processes die whatever they do.
-        ValueError: a column is missing, or two manifests have the same name.
+        ValueError: a column is missing, two manifests have the same name, or there is none.
     """
     names = [manifest.stem for manifest in manifests]
-    if len(set(names)) < len(names):
-        raise ValueError(f"expected manifests of different names, found {names}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"expected manifests of different names, found {names or 'none'}")
+    workers = Preparation(workers=workers).workers or available_cores()
     meta = {"corpus": "manifests", "splits": names, "published_rows": [], "extra_columns": []}
     problems = []
-    with Journal("", meta) as journal, Pool(workers or available_cores()) as pool:
+    with Journal("", meta) as journal, Pool(workers) as pool:
         for manifest in manifests:
             root = manifest.parent if audio_root is None else Path(audio_root)
             rows = read_manifest(manifest, root)
-            bar = tqdm(desc=manifest.name, unit="row", disable=not progress)
-            for block, finished in pool.map(functools.partial(_check, tags), blocks_of(rows)):
-                for row in finished:
-                    journal.add(manifest.stem, journal.checked(manifest.stem, row))
-                bar.update(len(block.rows))
-            bar.close()
+            with tqdm(desc=manifest.name, unit="row", disable=not progress) as bar:
+                for block, finished in pool.map(functools.partial(_check, tags), blocks_of(rows)):
+                    for row in finished:
+                        journal.add(manifest.stem, journal.checked(manifest.stem, row))
+                    bar.update(len(block.rows))
             journal.commit(manifest.stem, Progress(complete=True))
             if not journal.query("SELECT 1 FROM rows WHERE split = ? LIMIT 1", manifest.stem):
                 problems.append(Problem(manifest, 1, "no rows"))
-            for number, reason in journal.query(
+            found = journal.query(
                 "SELECT number, reason FROM rows WHERE split = ? AND reason != '' ORDER BY number LIMIT ?",
-                manifest.stem, SHOWN,
-            ):  # fmt: skip
+                manifest.stem, SHOWN + 1,
+            )  # fmt: skip
+            for number, reason in found[:SHOWN]:
                 problems.append(Problem(manifest, number + 2, reason))
+            if found[SHOWN:]:
+                more = sum(count_reasons(journal, manifest.stem).values()) - SHOWN
+                problems.append(
+                    Problem(manifest, found[SHOWN][0] + 2, f"and {more:,} more rows from here on")
+                )
             for teacher in teachers:
                 problems += check_teacher(manifest, teacher)
         return Summary.of(journal), problems
@@ -247,11 +253,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             options.workers,
             True,
         )
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted\n")
     except (OSError, RuntimeError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     for problem in problems:
         print(problem)
-    print(summary.to_markdown(), end="")
+    print(summary.to_markdown("wrong"), end="")
     parser.exit(1 if problems else 0)
 
 

@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         summary = merge_shards(options.out, options.max_dropped)
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted: the same command begins anew, the parts are there\n")
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     for name, split in summary.splits.items():

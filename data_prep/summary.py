@@ -139,10 +139,14 @@ class Summary:
         ]
         return found + shared
 
-    def to_markdown(self) -> str:
-        """For people."""
+    def to_markdown(self, unusable: str = "dropped") -> str:
+        """For people.
+
+        Args:
+            unusable: what to call rows that cannot be used.
+        """
         head = (
-            "split", "pair", "rows", "published", "hours", "mean s", "longest s", "characters/s", "dropped",
+            "split", "pair", "rows", "published", "hours", "mean s", "longest s", "characters/s", unusable,
         )  # fmt: skip
         table = [head, ("---",) * 2 + ("---:",) * (len(head) - 2)]
         for name, split in self.splits.items():
@@ -158,7 +162,9 @@ class Summary:
                 table.append((name, "", "0", *("",) * 5, f"{elsewhere:,}"))
         lines = [f"# {self.corpus}", "", *(f"| {' | '.join(cells)} |" for cells in table), ""]
         for name, split in self.splits.items():
-            lines += [f"- {name}: dropped, {reason}: {n:,}" for reason, n in split.reasons.items()]
+            lines += [
+                f"- {name}: {unusable}, {reason}: {n:,}" for reason, n in split.reasons.items()
+            ]
             lines += [
                 f"- {name}: text changed by {rule}: {n:,}" for rule, n in split.changes.items()
             ]

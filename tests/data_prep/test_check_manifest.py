@@ -90,6 +90,31 @@ def test_a_manifest_without_rows_and_language_segments(data):
     assert problem.startswith("train.tsv:4: wrong segment_langs: ")
 
 
+def test_what_is_not_shown_is_counted(data):
+    header, row, *_ = (data / "train.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [row.replace("train0\t", f"{i}\t", 1).replace("16000", "9") for i in range(25)]
+    (data / "train.tsv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    problems = check(data)[1]
+    assert problems[19].startswith("train.tsv:21: wrong n_frames")
+    assert problems[20:] == ["train.tsv:22: and 5 more rows from here on"]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["dropped.tsv"], "error: expected manifests of different names, found none"),
+        (["train.tsv", "--workers", "-1"], "error: --workers: expected 0 to 1000, found -1"),
+        (["gone.tsv"], "error: [Errno 2] No such file or directory: 'gone.tsv'"),
+    ],
+)
+def test_an_error_has_a_line_of_its_own(data, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(data)
+    with pytest.raises(SystemExit) as exit_:
+        check_manifest.main(arguments)
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == message
+
+
 def test_target_languages_need_a_tag(data):
     edit(data / "dev.tsv", "un 1\tfr\ten", "un 1\tfr\tde")
     _, problems = check(data, tags=Tags(frozenset({"[en_XX]"}), "[{}]", {"en": "en_XX"}))
@@ -122,7 +147,10 @@ def test_the_command(data, capsys):
         with pytest.raises(SystemExit) as exit_:
             check_manifest.main(arguments)
         assert exit_.value.code == status
-        assert "| train | fr→en | " in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "| train | fr→en | " in out
+        # A row of a manifest is wrong; nothing is dropped.
+        assert ("- train: wrong, no audio file: 1" in out) == bool(edits) and "dropped" not in out
     (data / "train.tsv").write_text("\t".join(COLUMNS[1:]) + "\n")
     with pytest.raises(SystemExit) as exit_:
         check_manifest.main(arguments)
