@@ -92,6 +92,39 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(read_audio(str(path)), (left + right) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "subtype"),
+    [("a.wav", "PCM_16"), ("a.wav", "PCM_24"), ("a.wav", "PCM_U8"), ("a.flac", "PCM_16"),
+     ("a.flac", "PCM_24"), ("a.wav", "DOUBLE")],
+)  # fmt: skip
+def test_samples_are_those_that_libsndfile_gives(tmp_path, name, subtype, channels):
+    wave = np.random.default_rng(0).uniform(-1, 1, (5_000, channels))
+    wave[:2] = [[1.0], [-1.0]]
+    soundfile.write(tmp_path / name, wave, 16_000, subtype=subtype)
+    expected, _ = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)
+    read = read_audio(name, str(tmp_path))
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, expected.mean(axis=1))
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / "archive.tar").write_bytes(b"xyz" + data)
+    from_archive = read_audio(f"archive.tar:3:{len(data)}", str(tmp_path))
+    np.testing.assert_array_equal(from_archive, read)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open files here")
+def test_no_file_stays_open(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
+    (tmp_path / "text.wav").write_bytes(b"this is not audio at all, whatever it is called")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        read_audio("a.wav", str(tmp_path))
+        audio_duration("a.wav", str(tmp_path))
+        with pytest.raises(AudioError):
+            read_audio("text.wav", str(tmp_path))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
 def test_paths_start_from_the_root_unless_absolute(tmp_path):
     soundfile.write(tmp_path / "a.flac", tone(16_000), 16_000)
     relative = read_audio("a.flac", str(tmp_path))
@@ -264,6 +297,9 @@ def test_normalisation_is_that_of_pre_training(scale):
     normalised = normalize_utterance(wave)
     assert normalised.dtype == np.float32
     np.testing.assert_allclose(normalised, expected, atol=2e-5, rtol=1e-4)
+    exact = wave.astype(np.float64)
+    exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
+    np.testing.assert_allclose(normalised, exact, atol=2e-6, rtol=1e-5)
 
 
 def test_normalised_silence_is_silence():
