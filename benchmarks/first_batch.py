@@ -54,11 +54,9 @@ def first_batch(task_name: str, folder: str, workers: int, rank: int, ranks: int
         ``batches``, ``rows`` of the first batch, and ``examples``: tokens of three rows' targets, and some of
         their samples.
     """
-    line = [folder, "--task", task_name, *LINES[task_name], "--max-source-positions", "480000"]
-    args = options.parse_args_and_arch(options.get_training_parser(), line)
-    cfg = convert_namespace_to_omegaconf(args)
+    config = task_config(task_name, folder)
     imported, import_mib = time.perf_counter(), _mib("VmRSS")
-    task = tasks.setup_task(cfg.task)
+    task = tasks.setup_task(config)
     task.load_dataset("train", epoch=1)
     dataset = task.dataset("train")
     batches = task.get_batch_iterator(
@@ -77,7 +75,7 @@ def first_batch(task_name: str, folder: str, workers: int, rank: int, ranks: int
         "rows": batch["id"].tolist(),
     }
     rows = (0, len(dataset) // 2, len(dataset) - 1)
-    return {**found, "examples": [_example(dataset[row]) for row in rows]}
+    return {**found, "examples": [example(dataset[row]) for row in rows]}
 
 
 def _mib(name: str) -> float:
@@ -89,9 +87,16 @@ def _mib(name: str) -> float:
     return int(status.partition(f"{name}:")[2].split()[0]) / 1024
 
 
-def _example(example: Any) -> dict[str, list[float]]:
+def task_config(task_name: str, folder: str) -> Any:
+    """fairseq's configuration of either task, from its command line."""
+    line = [folder, "--task", task_name, *LINES[task_name], "--max-source-positions", "480000"]
+    args = options.parse_args_and_arch(options.get_training_parser(), line)
+    return convert_namespace_to_omegaconf(args).task
+
+
+def example(item: Any) -> dict[str, list[float]]:
     """Tokens and some of the samples of an example of either task."""
-    entries = example if isinstance(example, dict) else vars(example)
+    entries = item if isinstance(item, dict) else vars(item)
     samples = entries["source"][::SAMPLES_APART]
     return {"tokens": entries["target"].tolist(), "samples": samples.tolist()}
 
