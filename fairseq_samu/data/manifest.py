@@ -94,7 +94,8 @@ class Manifest:
         block = self._read_bytes(begin, first, int(starts[-1] + self._cell_ends[-1, end - 1]))
         begins = starts + self._cell_ends[i - 1, begin:end] if i else starts
         ends = starts + self._cell_ends[i, begin:end] - 1
-        return [block[a:b].decode("utf-8") for a, b in zip(begins.tolist(), ends.tolist())]
+        cells = [block[a:b] for a, b in zip(begins.tolist(), ends.tolist())]
+        return b"\n".join(cells).decode("utf-8").split("\n")  # one call in place of one a row
 
     def row(self, row: int) -> dict[str, str]:
         """All cells of a row by column name."""

@@ -40,6 +40,10 @@ MAX_PAIRS = (1 << 15) - 1
 
 _TAB, _NEWLINE, _RETURN, _ZERO = (ord(character) for character in "\t\n\r0")
 
+#: Masks of the lowest 0 to 8 bytes of a word, and an odd number without a pattern, for hashes.
+_LOW_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
 
 class ManifestError(ValueError):
     """A manifest that breaks its format; the message is ``FILE:LINE: … expected …, found …``."""
@@ -187,7 +191,7 @@ def _count_rows(fd: int, begin: int) -> int:
     """Number of lines from ``begin`` on."""
     lines, last = 0, b"\n"
     while data := os.pread(fd, BLOCK_BYTES, begin):
-        lines += data.count(b"\n")
+        lines += int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _NEWLINE))
         begin, last = begin + len(data), data[-1:]
     return lines + (last != b"\n")
 
@@ -206,7 +210,7 @@ def _blocks(fd: int, begin: int) -> Iterator[tuple[int, bytes]]:
 
 
 class _Numbers(dict[bytes, int]):
-    """Numbers texts in the order in which they turn up."""
+    """Numbers of texts, given in the order in which they turn up."""
 
     def __missing__(self, text: bytes) -> int:
         self[text] = len(self)
@@ -226,9 +230,8 @@ class _Scan:
         flat = np.zeros(HEAD + 2 * rows + cells + MAX_PAIRS + 1, dtype=np.int64)
         flat[:HEAD] = FORMAT, status.st_size, status.st_mtime_ns, len(columns), rows, MAX_PAIRS
         self.index = ManifestIndex.of(flat)
-        self._langs = _Numbers()
-        self._pairs: dict[int, int] = {}  # numbers of two languages in one → number of the pair
-        self._id_hashes = np.empty(rows, dtype=np.int64)
+        self._pairs = _Numbers()  # both languages with a tab between them
+        self._id_hashes = np.empty(rows, dtype=np.uint64)
 
     def add(self, begin: int, block: bytes) -> None:
         """Take in the lines of a block that starts ``begin`` bytes into the file."""
@@ -253,7 +256,7 @@ class _Scan:
                 raise self._error(int(empty.argmax()), f"expected a value in {name}, found none")
         self.index.n_frames[rows] = self._parse_lengths(data, block, *cells["n_frames"])
         self.index.pair_ids[rows] = self._encode_pairs(block, cells["src_lang"], cells["tgt_lang"])
-        self._id_hashes[rows] = list(map(hash, _texts(block, *cells["id"])))
+        self._id_hashes[rows] = _hashes(block, *cells["id"])
         self.index.starts[rows] = bounds[0] + begin
         self.index.cell_ends[:, rows] = bounds[1:] - bounds[0]
         self.rows = rows.stop
@@ -261,7 +264,7 @@ class _Scan:
     def check_ids(self, fd: int) -> None:
         """Refuse an id that two rows have."""
         hashes = np.sort(self._id_hashes[: self.rows])
-        twice = np.unique(hashes[1:][np.diff(hashes) == 0])
+        twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         column = self.columns.index("id")
         first: dict[bytes, int] = {}
         for row in np.flatnonzero(np.isin(self._id_hashes[: self.rows], twice)).tolist():
@@ -283,8 +286,7 @@ class _Scan:
 
     def finish(self) -> ManifestIndex:
         """The index, with pairs in sorted order."""
-        langs = [lang.decode() for lang in self._langs]
-        pairs = [(langs[code >> 32], langs[code & 0xFFFFFFFF]) for code in self._pairs]
+        pairs = [pair.decode().split("\t") for pair in self._pairs]
         order = sorted(range(len(pairs)), key=pairs.__getitem__)
         self.index.pair_ids[:] = np.argsort(order).astype(np.int16)[self.index.pair_ids]
         self.index.first_rows[: len(order)] = self.index.first_rows[order]
@@ -359,31 +361,41 @@ class _Scan:
         target: tuple[NDArray[np.int64], NDArray[np.int64]],
     ) -> NDArray[np.int16]:
         """Number of every row's language pair, counted in the order in which pairs turn up."""
-        source_langs, target_langs = (
-            np.array([self._langs[lang] for lang in _texts(block, *cells)], dtype=np.int64)
-            for cells in (source, target)
-        )
-        bad = [n for lang, n in self._langs.items() if lang and lang.split() != [lang]]
-        if bad:
-            in_source, in_target = np.isin(source_langs, bad), np.isin(target_langs, bad)
-            row = int((in_source | in_target).argmax())
-            found = list(self._langs)[(source_langs if in_source[row] else target_langs)[row]]
-            raise self._error(row, f"expected languages without spaces, found {found.decode()!r}")
-        codes, first, inverse = np.unique(
-            source_langs << 32 | target_langs, return_index=True, return_inverse=True
-        )
-        # In order of their rows.
-        for i in np.argsort(first):
-            if int(codes[i]) not in self._pairs:
-                number = self._pairs[int(codes[i])] = len(self._pairs)
-                if number == MAX_PAIRS:
-                    expected = f"expected {MAX_PAIRS} language pairs at most"
-                    raise self._error(int(first[i]), f"{expected}, found one more")
-                self.index.first_rows[number] = self.rows + first[i]
-        numbers = np.array([self._pairs[code] for code in codes.tolist()], dtype=np.int16)
-        return numbers[inverse]
+        known = len(self._pairs)
+        if self.columns.index("tgt_lang") == self.columns.index("src_lang") + 1:
+            pairs = _texts(block, source[0], target[1])
+        else:
+            pairs = list(map(b"\t".join, zip(_texts(block, *source), _texts(block, *target))))
+        numbers = np.array([self._pairs[pair] for pair in pairs])
+        for number, pair in enumerate(list(self._pairs)[known:], start=known):
+            row = int((numbers == number).argmax())
+            for lang in filter(None, pair.split(b"\t")):
+                if lang.split() != [lang]:
+                    expected = "expected languages without spaces"
+                    raise self._error(row, f"{expected}, found {lang.decode()!r}")
+            if number == MAX_PAIRS:
+                expected = f"expected {MAX_PAIRS} language pairs at most"
+                raise self._error(row, f"{expected}, found one more")
+            self.index.first_rows[number] = self.rows + row
+        return numbers.astype(np.int16)
 
 
 def _texts(block: bytes, begin: NDArray[np.int64], end: NDArray[np.int64]) -> list[bytes]:
     """Cells of a block, from their bounds."""
     return [block[a:b] for a, b in zip(begin.tolist(), end.tolist())]
+
+
+def _hashes(block: bytes, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A number of each cell's text, which another text has hardly ever; all rows at once, 8 bytes a step."""
+    # A word of 8 bytes from every byte on, the first in its lowest bits.
+    words: NDArray[np.uint64] = np.ndarray(len(block), "<u8", block + bytes(8), strides=(1,))
+    lengths = end - begin
+    hashes = lengths.astype(np.uint64)
+    rows, step = np.arange(len(begin)), 0
+    while len(rows) > 0:
+        found = words[begin[rows] + step] & _LOW_BYTES[np.minimum(lengths[rows] - step, 8)]
+        mixed = (hashes[rows] ^ found) * _MULTIPLIER
+        hashes[rows] = mixed ^ (mixed >> np.uint64(32))
+        step += 8
+        rows = rows[lengths[rows] > step]
+    return hashes

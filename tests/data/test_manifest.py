@@ -150,6 +150,30 @@ def test_bad_rows_are_named(write, monkeypatch, block, lines, row, message):
     assert not (path.parent / ".train.tsv.index").exists()
 
 
+def test_hashes_differ_where_texts_do(write):
+    rng = random.Random(0)
+    texts = {"".join(rng.choices("ab\u00e9", k=rng.randint(0, 40))) for _ in range(3000)}
+    texts |= {text[:-1] + "c" for text in texts} | {"a" * count for count in range(50)}
+    block, begin, end = b"", [], []
+    for text in 2 * sorted(texts):
+        begin.append(len(block))
+        block += text.encode()
+        end.append(len(block))
+        block += b"\t"
+    hashes = manifest_index._hashes(block, np.array(begin), np.array(end))
+    assert hashes[: len(texts)].tolist() == hashes[len(texts) :].tolist()
+    assert len(set(hashes.tolist())) == len(texts)
+
+
+@pytest.mark.parametrize("block", [40, 1 << 20])
+def test_equal_hashes_of_other_ids_are_no_error(write, monkeypatch, block):
+    monkeypatch.setattr(manifest_index, "BLOCK_BYTES", block)
+    monkeypatch.setattr(manifest_index, "_hashes", lambda block, begin, end: (end - begin) % 2)
+    assert len(Manifest(write(*(line(name) for name in ("a", "b", "cc", "dd", "e"))))) == 5
+    with pytest.raises(ManifestError, match=":6: .*found 'dd' as in line 4"):
+        Manifest(write(*(line(name) for name in ("a", "b", "dd", "cc", "dd", "e"))))
+
+
 def test_limits_of_the_index_are_not_passed_silently(write, monkeypatch):
     langs = ["es", "fr", "de", "es", "it"]
     path = write(*(line(f"{i}", src_lang=lang) for i, lang in enumerate(langs)))
