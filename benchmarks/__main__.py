@@ -29,6 +29,7 @@ from benchmarks.sizes import SIZES
 WORKS = (
     "start_up",
     "samu_update",
+    "data_loading",
     "translation_update",
     "connector_update",
 )

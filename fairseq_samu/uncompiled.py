@@ -69,7 +69,8 @@ def batch_by_size_vec(
             end, longest, tail_longest = next_end, new_longest, 0
     if end != len(indices):
         finished.append(end)
-    return np.split(indices, finished)
+    # Not np.split, which takes four times as long.
+    return [indices[a:b] for a, b in zip([0, *finished], [*finished, len(indices)])]
 
 
 def batch_by_size_fn(

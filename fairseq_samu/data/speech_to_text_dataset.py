@@ -175,6 +175,12 @@ class SpeechToTextSamuDataset(WaveformDataset):
         if self.shuffle:
             rng = self._rng("order")
             lengths *= rng.uniform(1 - LENGTH_NOISE, 1 + LENGTH_NOISE, len(lengths))
+            # Blurred lengths are hardly ever alike, and then this order, found in a fifth of the time, is
+            # the stable one.
+            order = np.argsort(lengths)
+            ordered = lengths[order]
+            if (ordered[1:] > ordered[:-1]).all():
+                return self._rows[order]
         return self._rows[np.argsort(lengths, kind="stable")]
 
     def num_tokens_vec(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

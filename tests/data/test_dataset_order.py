@@ -8,6 +8,7 @@ from fairseq.data import iterators
 from fairseq.data.data_utils import numpy_seed
 from fairseq.tasks import FairseqTask
 
+from fairseq_samu.data import speech_to_text_dataset
 from fairseq_samu.data.audio import change_speed, read_audio
 from fairseq_samu.data.manifest_index import COLUMNS
 from helpers.small_dataset import LENGTHS, dataset, write_manifest
@@ -60,6 +61,14 @@ def test_a_shuffled_order_depends_on_seed_and_epoch_and_is_nearly_sorted(large):
     assert not np.array_equal(first, order(speech, 2))
     assert not np.array_equal(first, order(dataset(large, shuffle=True, seed=2), 1))
     assert np.array_equal(first, order(speech, 1))
+
+
+def test_rows_of_equal_blurred_lengths_keep_their_order(large, monkeypatch):
+    monkeypatch.setattr(speech_to_text_dataset, "LENGTH_NOISE", 0.0)
+    speech = dataset(large, shuffle=True)
+    expected = sorted(range(3000), key=lambda row: (speech.num_tokens(row), row))
+    assert order(speech, 1).tolist() == expected
+    assert len(set(speech.sizes.tolist())) < 3000
 
 
 def test_language_pairs_are_resampled_when_shuffling(large):
