@@ -5,8 +5,9 @@
     $ python -m data_prep.prep_common_voice --common-voice cv-corpus-17.0 --langs cy br --out data
 
 All languages come into one train.tsv, dev.tsv and test.tsv, which have transcripts only: `tgt_text` and
-`tgt_lang` are empty. Common Voice's train.tsv has few of its clips; --all-validated trains on all clips of
-validated.tsv that are neither in dev.tsv nor in test.tsv. The summary says how many transcripts they share.
+`tgt_lang` are empty; data_prep.asr_manifest makes manifests for recognition of them. Common Voice's train.tsv
+has few of its clips; --all-validated trains on all clips of validated.tsv that are neither in dev.tsv nor in
+test.tsv. The summary says how many transcripts they share.
 """
 
 from __future__ import annotations

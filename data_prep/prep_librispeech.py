@@ -6,6 +6,7 @@ r"""Writes manifests of LibriSpeech: read English and its transcripts, one manif
 
 Layout after the corpus's README.TXT (openslr.org/12): PART/READER/CHAPTER/READER-CHAPTER-UTTERANCE.flac, and
 a file of transcripts a chapter, whose lines are the name of an utterance, a space and its text in capitals.
+Manifests have transcripts only; data_prep.asr_manifest makes some for recognition of them.
 
 | part | utterances | hours |
 | --- | ---: | ---: |

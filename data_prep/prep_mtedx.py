@@ -4,7 +4,7 @@
     mtedx/es-en/data/train/txt: segments  train.en  train.es  train.yaml
     mtedx/es-en/data/train/vtt: …
     mtedx/es-en/data/train/wav: 0u7tTptBo9I.flac …
-    $ python -m data_prep.prep_mtedx --root mtedx --pairs es-en fr-en es-es --out data
+    $ python -m data_prep.prep_mtedx --root mtedx --pairs es-en fr-en --out data
 
 The layout is as docs/README.txt of the release says and as fairseq's
 examples/speech_to_text/prep_mtedx_data.py, ESPnet's egs/mtedx/st1/local/data_prep.sh and Pasero's
@@ -14,9 +14,12 @@ mtedx_iwslt2021 unpacked over the others; a line of text for every entry of SPLI
 flac. Without a SPLIT.yaml the same is read from Kaldi's `segments`, lines of id, recording, start and end;
 the recording is the speaker then. Subtitles (folder vtt) are not read.
 
-A pair of one language, es-es, has transcripts alone. Segments come into SPLIT.zip as FLAC at 16 kHz, all
-pairs into one manifest a split, the speech that they share once. Ids are recording, line and target language:
-0u7tTptBo9I_17-en. An utterance is dropped for its length by --max-seconds alone.
+A pair of one language, es-es, has transcripts alone: for the SAMU stage, or for recognition by way of
+data_prep.asr_manifest. A translator takes no such rows: prepare them into a folder of their own.
+
+Segments come into SPLIT.zip as FLAC at 16 kHz, all pairs into one manifest a split, the speech that they
+share once. Ids are recording, line and target language: 0u7tTptBo9I_17-en. An utterance is dropped for its
+length by --max-seconds alone.
 """
 
 from __future__ import annotations
