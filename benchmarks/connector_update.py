@@ -1,6 +1,6 @@
 """An update of a connector between frozen models: from waveforms, and from stored states of the encoder.
 
-A wav2vec 2.0 and a T5 with random weights, a connector of the published size between them, noise for speech.
+A wav2vec 2.0 and a T5 with random weights, an STE of the published size between them, noise for speech.
 """
 
 from __future__ import annotations
@@ -20,30 +20,41 @@ from data_prep.text_model_vocab import adopt_text_model_vocab
 
 RATE = 16_000
 WORDS = ["one", "two", "three", "four", "five", "six", "red", "green", "blue", "black", "white"]
+#: Of a sentence: about 20 tokens, which is what people say in as many seconds as utterances last.
+WORDS_A_SENTENCE = 5
+SECONDS = (4, 7)
 BATCH_SIZE = 4
 BATCHES_AN_EPOCH = 4
 PEER = "connector_st from waveforms"
 
-#: Entries of ``config.json`` of speech encoder and text model where they differ from base (94 M weights) and
-#: small (60 M).
-CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "tiny": (
-        {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16,
-         "conv_dim": (8,) * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
-        {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16, "d_kv": 8, "vocab_size": 300},
-    ),
-    "small": ({}, {}),
-    "large": (
-        {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16,
-         "intermediate_size": 4096, "conv_bias": True, "feat_extract_norm": "layer",
-         "do_stable_layer_norm": True},
-        {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072},
-    ),
+TINY_SPEECH = {
+    "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16,
+    "conv_dim": (8,) * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
 }  # fmt: skip
+XLSR_300M = {
+    "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096,
+    "conv_bias": True, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+}  # fmt: skip
+TINY_TEXT = {
+    "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16, "d_kv": 8, "vocab_size": 300,
+}  # fmt: skip
+T5_BASE = {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_ff": 3072}
+
+#: Pairs by size: names, and entries of ``config.json`` of speech encoder and text model where they differ
+#: from wav2vec 2.0 base (94 M weights) and T5 small (60 M).
+Entries = dict[str, Any]
+PAIRS: dict[str, list[tuple[str, Entries, Entries]]] = {
+    "tiny": [("a tiny wav2vec 2.0 and T5", TINY_SPEECH, TINY_TEXT)],
+    "small": [
+        ("wav2vec 2.0 base and T5 small", {}, {}),
+        ("XLS-R 300M and T5 small", XLSR_300M, {}),
+    ],
+    "large": [("XLS-R 300M and T5 base", XLSR_300M, T5_BASE)],
+}
 
 
 def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison]:
-    """Train one connector twice, in turn.
+    """Train a connector between each pair of models twice, in turn.
 
     Args:
         out: folder for models, data and states.
@@ -51,9 +62,20 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
         device: ``cpu`` or ``cuda``.
         repeats: timed updates.
     """
+    return [
+        row
+        for number, (names, speech, text) in enumerate(PAIRS[size.name])
+        for row in _measure_pair(out / f"pair{number}", names, speech, text, device, repeats)
+    ]
+
+
+def _measure_pair(
+    out: Path, names: str, speech: Entries, text: Entries, device: str, repeats: int
+) -> list[Comparison]:
     shutil.rmtree(out / "states", ignore_errors=True)
+    out.mkdir(exist_ok=True)
     _write_corpus(out, BATCHES_AN_EPOCH * BATCH_SIZE)
-    _write_models(out, *CONFIGS[size.name])
+    _write_models(out, speech, text)
     line = [
         str(out), "--task", "speech_to_text_samu", "--dictionary", "dict.json", "--lang-tag-template", "",
         "--normalize", "none", "--arch", "connector_st", "--speech-encoder-path", str(out / "speech"),
@@ -83,23 +105,23 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
     hours = trainers["ours"].task.dataset("train").manifest.n_frames.sum() / RATE / 3600
     stored = sum(path.stat().st_size for path in (out / "states").rglob("*") if path.is_file())
     epoch = [BATCHES_AN_EPOCH * time for time in times["theirs"]]
-    work = "connector update"
+    work = f"connector update, {names}"
+    utterances = f"{BATCH_SIZE} utterances of {SECONDS[0]} to {SECONDS[1]} s"
+    storing = f"storing states, {stored / 1e6 / hours:.1f} MB an hour of speech, beside an epoch from waveforms"
     return [
-        Comparison(work, f"{BATCH_SIZE} utterances of 2 to 4 s, from stored states", "s",
-                   times["ours"], times["theirs"], PEER, 10, same),
-        Comparison(work, f"storing the states, {stored / 1e6 / hours:.1f} MB an hour of speech, beside "
-                   "an epoch from waveforms", "s", [filling] * repeats, epoch, PEER, None, ""),
+        Comparison(work, f"{utterances}, from stored states", "s", times["ours"], times["theirs"], PEER, 10, same),
+        Comparison(work, storing, "s", [filling] * repeats, epoch, PEER, None, ""),
     ]  # fmt: skip
 
 
 def _write_corpus(folder: Path, utterances: int) -> None:
-    """Write noise of 2 to 4 s with words in random order, as the split ``train``."""
+    """Write noise with words in random order, as the split ``train``."""
     rng = np.random.default_rng(0)
     rows = ["id audio n_frames tgt_text speaker src_text src_lang tgt_lang".replace(" ", "\t")]
     for i in range(utterances):
-        samples = int(rng.integers(2 * RATE, 4 * RATE))
+        samples = int(rng.integers(SECONDS[0] * RATE, SECONDS[1] * RATE))
         soundfile.write(folder / f"{i}.wav", rng.normal(0, 0.1, samples), RATE)
-        text = " ".join(rng.choice(WORDS, 10))
+        text = " ".join(rng.choice(WORDS, WORDS_A_SENTENCE))
         rows.append(f"{i}\t{i}.wav\t{samples}\t{text}\tnoise\t{text}\tes\ten")
     (folder / "train.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
