@@ -30,6 +30,7 @@ from data_prep.embed_text import COLUMN_SUFFIX, scan_column
 from data_prep.journal import FinishedRow, Journal, Progress
 from data_prep.language_segments import SEGMENT_LANGS, check_segments, parse_segments
 from data_prep.manifest import COLUMNS
+from data_prep.outcome import DROPPED, DUPLICATES
 from data_prep.pool import Block, Pool, available_cores, blocks_of
 from data_prep.preparation import Preparation, finish_row
 from data_prep.summary import Summary, count_reasons
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         type=Path,
         metavar="MANIFEST",
-        help="SPLIT.tsv; a dropped.tsv among them is left out",
+        help="SPLIT.tsv; dropped.tsv and duplicates.tsv among them are left out",
     )
     add("--audio-root", metavar="DIR", help="folder that paths start from (the manifest's)")
     add(
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             symbols = frozenset(load_dictionary(options.dict))
             tags = Tags(symbols, options.lang_tag_template, parse_tag_map(options.lang_tag_map))
         summary, problems = check_manifests(
-            [path for path in options.manifests if path.name != "dropped.tsv"],
+            [path for path in options.manifests if path.name not in (DROPPED, DUPLICATES)],
             options.audio_root,
             tags,
             options.teachers,

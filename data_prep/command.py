@@ -9,14 +9,15 @@ from pathlib import Path
 
 from data_prep.clips import ClipRules
 from data_prep.corpus import Corpus
-from data_prep.outcome import is_finished
+from data_prep.outcome import DUPLICATES, is_finished
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.text_rules import TEXTS, TextRules
 
 _EPILOG = """\
 An interrupted command goes on where it was, also after a crash: run it again. --out then has manifests
 SPLIT.tsv, archives SPLIT.zip of packed speech, dropped.tsv with every row that cannot be used and why,
-summary.md, summary.json. Exit status: 0 done, 1 the corpus or the disk, 2 the command line, 130 interrupted.
+duplicates.tsv with rows that splits share, if there are any, summary.md, summary.json. Exit status: 0 done,
+1 the corpus or the disk, 2 the command line, 130 interrupted.
 
 Many machines: run the command with --shard 0/8, --shard 1/8, … on the same --out (in a Slurm array job
 --shard $SLURM_ARRAY_TASK_ID/8), then: python -m data_prep.merge_shards --out DIR
@@ -164,4 +165,6 @@ def run_command(
     else:
         for remark in summary.remarks():
             print(remark)
+        if summary.duplicates:
+            print(f"{out}/{DUPLICATES} lists what splits share")
         print(f"{time.monotonic() - begin:.1f} s; {out}/summary.md has more")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -209,6 +211,16 @@ class Journal:
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Rows of a SELECT statement, of which there are few."""
         return self._run(statement, *values).fetchall()
+
+    def shared(self, column: str) -> Iterator[list[tuple[str, str]]]:
+        """Yields split and id of good rows that are equal in a column, but not of one split, group by group."""
+        statement = (
+            f"SELECT {column}, split, id FROM rows WHERE reason = '' AND {column} IN (SELECT {column} "
+            "FROM rows WHERE reason = '' GROUP BY 1 HAVING COUNT(DISTINCT split) > 1) "
+            f"ORDER BY {column}, split, number"
+        )
+        for _, group in itertools.groupby(self._run(statement), key=operator.itemgetter(0)):
+            yield [(split, utterance) for _, split, utterance in group]
 
     def close(self) -> None:
         """Closes the file; what was not committed is lost."""

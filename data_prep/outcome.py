@@ -1,4 +1,4 @@
-"""Turns a finished journal into manifests, dropped.tsv and the summary, all or none of them."""
+"""Turns a finished journal into manifests, lists of what is wrong, and the summary, all or none of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from data_prep.atomic import ReplacedFile
 from data_prep.dropped import DroppedRow
 from data_prep.journal import Journal, difference
 from data_prep.manifest import ManifestRow, ManifestWriter
-from data_prep.summary import Summary, count_reasons
+from data_prep.summary import SHARED, Summary, count_reasons
 
 # Folder in the folder of the manifests where unfinished ones are.
 WORK = ".preparation"
+DROPPED, DUPLICATES = "dropped.tsv", "duplicates.tsv"
 
 
 def is_finished(out: Path) -> bool:
@@ -102,20 +103,31 @@ def check_dropped(out: Path, journal: Journal, split: str, max_dropped: float) -
     raise ValueError(
         f"{place}: expected rows, of which at most {max_dropped:.1%} are unusable (--max-dropped), found "
         f"{dropped} of {used + dropped}, most of them {most}; the first is {row}: {reason}; "
-        f"{out / 'dropped.tsv'} lists all. Give the command a higher limit, or mend the corpus and remove "
+        f"{out / DROPPED} lists all. Give the command a higher limit, or mend the corpus and remove "
         f"{out / WORK} to begin anew"
     )
 
 
 def write_dropped(out: Path, journal: Journal) -> None:
     """Writes dropped.tsv: all rows that cannot be used, and why."""
-    replaced = ReplacedFile(out / "dropped.tsv")
+    replaced = ReplacedFile(out / DROPPED)
     with open(replaced.temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write("\t".join(DroppedRow._fields) + "\n")
         for split in journal.meta["splits"]:
             for row in journal.rows(split):
                 if row.reason:
                     file.write("\t".join((split, row.id, " ".join(row.reason.split()))) + "\n")
+    replaced.commit()
+
+
+def write_duplicates(out: Path, journal: Journal) -> None:
+    """Writes duplicates.tsv: the rows that splits share, a number for those that are equal."""
+    replaced = ReplacedFile(out / DUPLICATES)
+    with open(replaced.temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write("what\tgroup\tsplit\tid\n")
+        for what, column in SHARED.items():
+            for number, group in enumerate(journal.shared(column), start=1):
+                file.writelines(f"{what}\t{number}\t{split}\t{row}\n" for split, row in group)
     replaced.commit()
 
 
@@ -142,6 +154,8 @@ def write_outcome(
         if archive.stat().st_size > 22:  # bytes of the table of contents of an empty zip
             os.replace(archive, out / archive.name)
     write_dropped(out, journal)
+    if summary.duplicates:
+        write_duplicates(out, journal)
     for split in journal.meta["splits"]:
         with ManifestWriter(out / f"{split}.tsv", journal.meta["extra_columns"]) as manifest:
             for row in journal.rows(split):

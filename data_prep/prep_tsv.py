@@ -24,12 +24,13 @@ from pathlib import Path
 from data_prep.clips import Place
 from data_prep.command import corpus_parser, run_command
 from data_prep.corpus import BadRow, Corpus, CorpusRow
+from data_prep.outcome import DROPPED, DUPLICATES
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.summary import Summary
 from data_prep.tables import QUOTINGS, BadLine, read_table
 
 SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";"}
-# dropped.tsv is another file; a slash would lead out of the output folder.
+# dropped.tsv and duplicates.tsv are other files; a slash would lead out of the output folder.
 _NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -89,7 +90,7 @@ def tsv_corpus(
     if not columns.src_text and not columns.tgt_text:
         raise ValueError("expected --src-text, --tgt-text or both, found neither")
     for split in tables:
-        if not _NAME.fullmatch(split) or split == "dropped":
+        if not _NAME.fullmatch(split) or f"{split}.tsv" in (DROPPED, DUPLICATES):
             raise ValueError(f"expected the name of a manifest, such as train, found {split!r}")
     paths = {split: Path(table).resolve() for split, table in tables.items()}
     for path in paths.values():

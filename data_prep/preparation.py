@@ -75,7 +75,7 @@ def prepare_corpus(
     preparation: Preparation = Preparation(),  # noqa: B008 - frozen
     progress: bool = False,
 ) -> Summary:
-    """Writes SPLIT.tsv, SPLIT.zip where speech is packed, dropped.tsv, summary.json and summary.md.
+    """Writes SPLIT.tsv, SPLIT.zip where speech is packed, dropped.tsv, duplicates.tsv, summary.json and .md.
 
     They appear when all splits are done. Until then everything is in `.preparation` there, and the same call
     goes on where it was interrupted, with the same bytes in the end. Called once more it changes nothing.

@@ -11,7 +11,8 @@ from typing import Any
 from data_prep.archive import SAMPLE_RATE
 from data_prep.journal import Journal
 
-_DUPLICATES = {"speech": "audio_key", "id": "id", "transcript and translation": "text_key"}
+# What splits may share → column of the journal.
+SHARED = {"speech": "audio_key", "id": "id", "transcript and translation": "text_key"}
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _duplicates(journal: Journal, splits: Sequence[str]) -> list[Duplicates]:
     """What several splits share. Every split is a bit, so that SQLite, on disk, does the grouping."""
     bits = " ".join(f"WHEN ? THEN {1 << i}" for i in range(len(splits)))
     duplicates = []
-    for what, key in _DUPLICATES.items():
+    for what, key in SHARED.items():
         counts = journal.query(
             f"SELECT mask, COUNT(*) FROM (SELECT SUM(DISTINCT CASE split {bits} END) AS mask FROM rows "
             f"WHERE reason = '' GROUP BY {key}) WHERE mask & (mask - 1) GROUP BY mask ORDER BY mask",

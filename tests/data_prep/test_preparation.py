@@ -155,15 +155,15 @@ def test_an_end_that_is_cut_short_is_made_up_for(speech, tmp_path, monkeypatch):
         allowed.pop()
         real(source, target)
 
-    # Two archives, dropped.tsv, two manifests, two summaries, the folder of the work.
-    for cut in (0, 1, 3, 6, 7):
+    # Two archives, dropped.tsv, duplicates.tsv, two manifests, two summaries, the folder of the work.
+    for cut in (0, 1, 3, 4, 7, 8):
         out = tmp_path / f"cut{cut}"
         allowed[:] = range(cut)
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", replace)
             with pytest.raises(KeyboardInterrupt):
                 prepare_corpus(corpus(speech), out, options)
-        assert (out / "summary.json").exists() == (cut == 7)
+        assert (out / "summary.json").exists() == (cut == 8)
         prepare_corpus(corpus(speech), out, options)
         assert contents(out) == contents(tmp_path / "whole")
 

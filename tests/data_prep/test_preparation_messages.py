@@ -115,3 +115,34 @@ def test_transcripts_alone_are_no_pair_of_languages(tmp_path):
         tmp_path / "root", tmp_path / "out", ["dev-clean"], Preparation(workers=1, max_dropped=0.5)
     )
     assert summary.remarks()[0] == "dev-clean, en: 4 rows, published 2,703"
+
+
+def test_what_splits_share_is_listed_row_by_row(tmp_path):
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        wave = np.random.default_rng(seed).uniform(-0.1, 0.1, 16_000)
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16_000)
+    tables = {
+        "train": "1\ta.wav\tun\n2\tb.wav\tdau\n3\ta.wav\ttri\n4\tc.wav\tpedwar\n5\tno.wav\tpump\n",
+        "dev": "6\ta.wav\tchwech\n2\tc.wav\tdau\n5\tno.wav\tpump\n",
+        "test": "7\tb.wav\tsaith\n8\tb.wav\tsaith\n",
+    }
+    for split, rows in tables.items():
+        (tmp_path / f"{split}.tsv").write_text(f"id\twav\ttext\n{rows}", encoding="utf-8")
+    columns = prep_tsv.Columns("wav", "=cy", "text", id="id")
+    options = Preparation(workers=1, max_dropped=0.5)
+    paths = {split: tmp_path / f"{split}.tsv" for split in tables}
+    summary = prep_tsv.prepare_tsv(paths, columns, tmp_path / "out", preparation=options)
+    header, *lines = (tmp_path / "out/duplicates.tsv").read_text(encoding="utf-8").splitlines()
+    groups = {}
+    for what, group, *row in (line.split("\t") for line in lines):
+        groups.setdefault((what, group), []).append(" ".join(row))
+    assert header == "what\tgroup\tsplit\tid"
+    # Neither what one split has twice nor what was dropped.
+    assert sorted((what, rows) for (what, _), rows in groups.items()) == [
+        ("id", ["dev 2", "train 2"]),
+        ("speech", ["dev 2", "train 4"]),
+        ("speech", ["dev 6", "train 1", "train 3"]),
+        ("speech", ["test 7", "test 8", "train 2"]),
+        ("transcript and translation", ["dev 2", "train 2"]),
+    ]
+    assert sum(found.count for found in summary.duplicates) == len(groups)
