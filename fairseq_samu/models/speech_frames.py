@@ -1,6 +1,7 @@
 """The network of wav2vec 2.0 and XLS-R: waveforms in, frames out."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from fairseq_samu.modules.masked_group_norm import MaskedGroupNorm
 from fairseq_samu.modules.padding import padding_mask as make_padding_mask
 from fairseq_samu.modules.padding import window_count
 from fairseq_samu.modules.span_mask import span_mask
+from fairseq_samu.modules.strided_conv import StridedConv
 from fairseq_samu.modules.trained_parts import Transformer
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
 
@@ -108,6 +110,11 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
             self.feature_extractor.conv_layers[0][0] = first
         if cfg.extractor_mode == "default":
             self.feature_extractor.conv_layers[0][2] = MaskedGroupNorm(self.conv_layers[0][0])
+        for block in self.feature_extractor.conv_layers:
+            block[0] = StridedConv(block[0])
+            if cfg.extractor_mode == "layer_norm":
+                # fairseq transposes around the norm; here channels are last already.
+                block[2][0] = block[2][2] = nn.Identity()
         self.encoder.layers = nn.ModuleList(
             SpeechLayer(
                 layerdrop=cfg.encoder_layerdrop,
@@ -172,7 +179,7 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
             x, lengths = self._extract(x, lengths)
         if x.requires_grad and self.feature_grad_mult != 1.0:
             x = GradMultiply.apply(x, self.feature_grad_mult)
-        x = self.layer_norm(x.transpose(1, 2))
+        x = self.layer_norm(x)
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
         if self.training:
@@ -196,19 +203,28 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
         return layers, padding_mask
 
     def _extract(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the convolutions: (B, S) → (B, D, T), and the frames of every utterance."""
-        x = wave.unsqueeze(1)
+        """Run the convolutions: (B, S) → (B, T, D), and the frames of every utterance."""
+        x = wave.unsqueeze(2)
         if self.log_mel is not None:
-            x, lengths = self.log_mel(wave), window_count(lengths, WINDOW, HOP)
+            x, lengths = self.log_mel(wave).transpose(1, 2), window_count(lengths, WINDOW, HOP)
+        frames = x.size(1)
+        # All strides divide it; windows that reach into the padding are cut off in the end.
+        x = nn.functional.pad(
+            x, (0, 0, 0, -frames % prod(stride for _, _, stride in self.conv_layers))
+        )
         # fairseq-generate halves the model under --fp16, but not the samples
         x = x.to(self.layer_norm.weight.dtype)
         for block, (_, kernel, stride) in zip(
             self.feature_extractor.conv_layers, self.conv_layers, strict=True
         ):
             lengths = window_count(lengths, kernel, stride)
+            frames = (frames - kernel) // stride + 1
             for module in block:
-                x = module(x, lengths) if isinstance(module, MaskedGroupNorm) else module(x)
-        return x, lengths
+                if isinstance(module, MaskedGroupNorm):
+                    x = module(x.transpose(1, 2), lengths).transpose(1, 2)
+                else:
+                    x = module(x)
+        return x[:, :frames], lengths
 
     def _mask(self, x: Tensor, lengths: Tensor) -> Tensor:
         """SpecAugment on the frames (B, T, D): a learned vector over time, zeros over channels."""
