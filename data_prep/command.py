@@ -127,6 +127,11 @@ def preparation_of(options: argparse.Namespace) -> Preparation:
     )
 
 
+def where(error: Exception, out: str) -> str:
+    """What an error message lacks: a full disk says so of an open file without its name."""
+    return f": {out}" if isinstance(error, OSError) and error.errno and not error.filename else ""
+
+
 def run_command(
     parser: argparse.ArgumentParser,
     make_corpus: Callable[[argparse.Namespace], Corpus],
@@ -151,7 +156,7 @@ def run_command(
     except KeyboardInterrupt:
         parser.exit(130, "interrupted: the same command goes on\n")
     except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(1, f"error: {error}{where(error, options.out)}\n")
     for name, split in summary.splits.items():
         print(f"{name}: {split}")
     # A name that is not UTF-8 cannot be printed as it is.

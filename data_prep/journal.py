@@ -151,6 +151,7 @@ class Journal:
             self._run("COMMIT")
             self._run("BEGIN")
         if meta is not None and self.meta != json.loads(json.dumps(meta)):
+            self.close()
             raise ValueError(
                 f"{self._path.parent}: expected what was begun there, found "
                 f"{difference(self.meta, json.loads(json.dumps(meta)))}: name another --out, or remove "
@@ -213,7 +214,7 @@ class Journal:
         return self._run(statement, *values).fetchall()
 
     def shared(self, column: str) -> Iterator[list[tuple[str, str]]]:
-        """Yields split and id of good rows that are equal in a column, but not of one split, group by group."""
+        """Yields groups of good rows, equal in a column and not all of one split: their splits and ids."""
         statement = (
             f"SELECT {column}, split, id FROM rows WHERE reason = '' AND {column} IN (SELECT {column} "
             "FROM rows WHERE reason = '' GROUP BY 1 HAVING COUNT(DISTINCT split) > 1) "

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.command import share
+from data_prep.command import share, where
 from data_prep.journal import Journal, Progress
 from data_prep.outcome import WORK, is_finished, remove_work, set_work_aside, write_outcome
 from data_prep.preparation import Preparation
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         parser.exit(130, "interrupted: the same command begins anew, the parts are there\n")
     except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(1, f"error: {error}{where(error, options.out)}\n")
     for name, split in summary.splits.items():
         print(f"{name}: {split}")
     for remark in summary.remarks():

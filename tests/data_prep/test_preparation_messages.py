@@ -1,5 +1,7 @@
 """What the commands say, to someone who does not know the code: nothing misleading, and what to do next."""
 
+import resource
+
 import numpy as np
 import pytest
 import soundfile
@@ -80,6 +82,18 @@ def test_too_many_unusable_rows_are_summed_up_and_can_be_mended(prepare, tmp_pat
 def test_a_table_without_rows(prepare, tmp_path):
     (tmp_path / "t.tsv").write_text("wav\tes\ten\n", encoding="utf-8")
     assert prepare()[2][-1] == "error: tables: train: expected rows, found none"
+
+
+def test_a_disk_that_is_full_is_named(prepare, tmp_path):
+    soundfile.write("clip.wav", np.random.default_rng(1).uniform(-0.1, 0.1, 320_000), 16_000)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # Python ignores the signal, and writing fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+        status, _, err = prepare("--pack", "wav")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert status == 1 and err[-1] == "error: [Errno 27] File too large: out"
+    assert prepare("--pack", "wav")[0] == 0
 
 
 def test_parts_say_how_they_become_one(prepare, capsys):
