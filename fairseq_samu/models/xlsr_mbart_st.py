@@ -34,6 +34,7 @@ from fairseq_samu.models.translator import Translator
 from fairseq_samu.modules.adapter import Adapter
 from fairseq_samu.modules.beam_decoder import BeamDecoder
 from fairseq_samu.modules.encoder_view import VIEWS, PooledView, ProjectedView
+from fairseq_samu.modules.few_rows_linear import FewRowsLinear
 from fairseq_samu.modules.late_training import (
     LateTraining,
     expected_by_workers,
@@ -242,10 +243,13 @@ class TextDecoder(LateTraining, TransformerDecoderBase):
             x, extra = super().forward(*args, **kwargs)
         return expected_by_workers(x, waiting), extra
 
-    def begin_search(self, encoder_out: Dict[str, List[Tensor]]) -> BeamDecoder:
+    def begin_search(
+        self, encoder_out: Dict[str, List[Tensor]], linear: FewRowsLinear
+    ) -> BeamDecoder:
         """Begin to decode for ``fairseq_samu.generator``."""
         masks = encoder_out["encoder_padding_mask"]
-        return BeamDecoder(self, encoder_out["encoder_out"][0], masks[0] if masks else None)
+        mask = masks[0] if masks else None
+        return BeamDecoder(self, encoder_out["encoder_out"][0], mask, linear)
 
 
 @register_model("xlsr_mbart_st", dataclass=XlsrMbartStConfig)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from fairseq_samu.modules.few_rows_linear import linear
+from fairseq_samu.modules.few_rows_linear import FewRowsLinear
 
 #: Tokens there is room for at first; doubled when they are full.
 FIRST_LENGTH = 32
@@ -26,9 +26,12 @@ class BeamDecoder:
             Transformer decoder of one width throughout, with a module ``adapter`` behind every layer.
         states: the encoder's output, shape (T, B, C).
         padding_mask: True where it is padded, shape (B, T), or None without padding.
+        linear: makes the products with weights; the same one for all searches.
     """
 
-    def __init__(self, decoder: Any, states: Tensor, padding_mask: Tensor | None) -> None:
+    def __init__(
+        self, decoder: Any, states: Tensor, padding_mask: Tensor | None, linear: FewRowsLinear
+    ) -> None:
         self._decoder = decoder
         self._length = 0
         self._mask: Tensor | None = None
@@ -36,7 +39,9 @@ class BeamDecoder:
             mask = states.new_zeros(padding_mask.shape).masked_fill(padding_mask, -torch.inf)
             self._mask = mask[:, None, None]
         batch_first = states.transpose(0, 1).contiguous()
-        self._layers = [_Layer(layer, batch_first) for layer in decoder.layers]
+        self._layers = [_Layer(layer, batch_first, linear) for layer in decoder.layers]
+        #: Logits of the next token, (…, C) → (…, V).
+        self.logits = linear(decoder.output_projection)
 
     def advance(self, tokens: Tensor, rows: Tensor | None) -> Tensor:
         """Add a token to every hypothesis.
@@ -63,10 +68,6 @@ class BeamDecoder:
             x = decoder.layer_norm(x)
         return x
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits of the next token, (…, C) → (…, V)."""
-        return linear(features, self._decoder.output_projection)
-
     def keep(self, sentences: Tensor) -> None:
         """Leave out all other sentences from the next step on, whose ``rows`` are still those of this one.
 
@@ -85,13 +86,21 @@ class _Layer:
     Args:
         layer: fairseq's.
         states: the encoder's output, shape (B, T, C).
+        linear: see ``BeamDecoder``.
     """
 
-    def __init__(self, layer: Any, states: Tensor) -> None:
+    def __init__(self, layer: Any, states: Tensor, linear: FewRowsLinear) -> None:
         self._layer = layer
         attention = layer.encoder_attn
-        self._encoder_keys = _split(linear(states, attention.k_proj), attention.num_heads)
-        self._encoder_values = _split(linear(states, attention.v_proj), attention.num_heads)
+        self._heads = attention.num_heads
+        self._encoder_keys = _split(linear(attention.k_proj)(states), self._heads)
+        self._encoder_values = _split(linear(attention.v_proj)(states), self._heads)
+        self._encoder_query, self._encoder_out = map(linear, (attention.q_proj, attention.out_proj))
+        own = layer.self_attn
+        self._query, self._key, self._value, self._out = map(
+            linear, (own.q_proj, own.k_proj, own.v_proj, own.out_proj)
+        )
+        self._fc1, self._fc2 = map(linear, (layer.fc1, layer.fc2))
         #: Keys and values of the tokens so far, shape (B x W or more, room for tokens, 2, C), and memory to
         #: move them to.
         self._past = self._spare = states.new_empty(0, 0, 2, attention.embed_dim)
@@ -105,7 +114,7 @@ class _Layer:
         x = residual + self._attend_to_encoder(x, mask)
         x = self._after(layer.encoder_attn_layer_norm, x)
         residual, x = x, self._before(layer.final_layer_norm, x)
-        x = linear(layer.activation_fn(linear(x, layer.fc1)), layer.fc2)
+        x = self._fc2(layer.activation_fn(self._fc1(x)))
         x = self._after(layer.final_layer_norm, residual + x)
         adapted: Tensor = layer.adapter(x)
         return adapted
@@ -123,17 +132,16 @@ class _Layer:
 
     def _attend(self, x: Tensor, rows: Tensor | None, length: int) -> Tensor:
         """Attend to the tokens so far."""
-        attention, flat = self._layer.self_attn, x.flatten(0, 1)
+        flat = x.flatten(0, 1)
         past = self._moved(rows, length, flat)
-        past[:, length - 1, 0] = linear(flat, attention.k_proj)
-        past[:, length - 1, 1] = linear(flat, attention.v_proj)
-        heads = attention.num_heads
+        past[:, length - 1, 0] = self._key(flat)
+        past[:, length - 1, 1] = self._value(flat)
         found = F.scaled_dot_product_attention(
-            _split(linear(flat, attention.q_proj).unsqueeze(1), heads),
-            _split(past[:, :length, 0], heads),
-            _split(past[:, :length, 1], heads),
+            _split(self._query(flat).unsqueeze(1), self._heads),
+            _split(past[:, :length, 0], self._heads),
+            _split(past[:, :length, 1], self._heads),
         )
-        return linear(_joined(found).view_as(x), attention.out_proj)
+        return self._out(_joined(found).view_as(x))
 
     def _moved(self, rows: Tensor | None, length: int, x: Tensor) -> Tensor:
         """Keys and values so far, each at the hypothesis that continues theirs, with room for one more."""
@@ -153,12 +161,13 @@ class _Layer:
         return self._past[:count]
 
     def _attend_to_encoder(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        attention = self._layer.encoder_attn
-        query = _split(linear(x, attention.q_proj), attention.num_heads)
         found = F.scaled_dot_product_attention(
-            query, self._encoder_keys, self._encoder_values, attn_mask=mask
+            _split(self._encoder_query(x), self._heads),
+            self._encoder_keys,
+            self._encoder_values,
+            attn_mask=mask,
         )
-        return linear(_joined(found), attention.out_proj)
+        return self._encoder_out(_joined(found))
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 import torch
 from fairseq.models.transformer import TransformerDecoderBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from fairseq_samu.modules import few_rows_linear
 from fairseq_samu.modules.beam_decoder import BeamDecoder
-from fairseq_samu.modules.few_rows_linear import linear
+from fairseq_samu.modules.few_rows_linear import FewRowsLinear
 from helpers.tiny_models import TRANSLATOR, build, randomize
 
 pytestmark = pytest.mark.skipif(
@@ -56,7 +55,7 @@ def test_token_by_token_is_as_all_at_once(kind: str, monkeypatch: pytest.MonkeyP
     decoder = make(**KINDS[kind])
     states, padding_mask = make_states(3)
     tokens = torch.randint(4, 7, (3, 9))
-    search = BeamDecoder(decoder, states, padding_mask)
+    search = BeamDecoder(decoder, states, padding_mask, FewRowsLinear())
     logits = [search.logits(search.advance(tokens[:, i : i + 1], None)) for i in range(9)]
     expected = whole(decoder, tokens, states, padding_mask)
     assert expected.std() > 0.1
@@ -68,7 +67,7 @@ def test_hypotheses_go_on_from_those_they_continue() -> None:
     """One hypothesis a sentence, then two, which change places, and then fewer sentences."""
     decoder = make()
     states, padding_mask = make_states(3)
-    search = BeamDecoder(decoder, states, padding_mask)
+    search = BeamDecoder(decoder, states, padding_mask, FewRowsLinear())
     so_far = torch.randint(4, 7, (3, 1, 2))
     for i in range(2):
         search.advance(so_far[..., i], None)
@@ -96,20 +95,3 @@ def test_hypotheses_go_on_from_those_they_continue() -> None:
     states, padding_mask = states[:, kept], padding_mask[kept]
     advance(kept, torch.tensor([[0, 1], [1, 0]]))
     advance(torch.arange(2), torch.tensor([[1, 0], [1, 0]]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("bias", [True, False])
-@torch.no_grad()
-def test_products_are_those_of_the_layer(dtype: torch.dtype, bias: bool) -> None:
-    layer = nn.Linear(7, 5, bias=bias).to(dtype)
-    x = torch.randn(2, 3, 7).to(dtype)
-    assert torch.allclose(linear(x, layer), layer(x), atol=1e-6)
-    assert torch.allclose(linear(x[:, :1], layer), layer(x[:, :1]), atol=1e-6)
-
-
-@torch.no_grad()
-def test_products_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = nn.Linear(7, 5), torch.randn(3, 7)
-    monkeypatch.setattr(few_rows_linear, "_ONE_DNN", None)
-    assert torch.equal(linear(x, layer), layer(x))

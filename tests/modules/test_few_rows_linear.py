@@ -1,0 +1,77 @@
+"""Products with weights that come again, beside those of the layers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairseq_samu.modules import few_rows_linear
+from fairseq_samu.modules.few_rows_linear import FewRowsLinear
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return found.dtype == expected.dtype and torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_products_are_those_of_the_layer(dtype: torch.dtype, bias: bool) -> None:
+    layer, linear = nn.Linear(7, 5, bias=bias).to(dtype), FewRowsLinear()
+    for rows in (3, 1, 40):  # the weight is packed from the second time on
+        product, x = linear(layer), torch.randn(2, rows, 7).to(dtype)
+        assert close(product(x), layer(x))
+        assert close(product(x[:, :1]), layer(x[:, :1]))
+        assert close(product(x[0]), layer(x[0]))
+
+
+needs_one_dnn = pytest.mark.skipif(
+    few_rows_linear._ONE_DNN is None, reason="needs oneDNN's product of torch 2"
+)
+
+
+@needs_one_dnn
+def test_a_weight_is_packed_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = []
+    pack = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_reorder_linear_weight", lambda *x: times.append(1) or pack(*x)
+    )
+    layer, linear = nn.Linear(7, 5), FewRowsLinear()
+    packed = []
+    for _ in range(4):
+        linear(layer)
+        packed.append(len(times))
+    assert packed == [0, 1, 1, 1]
+    FewRowsLinear()(layer)
+    assert len(times) == 1
+
+
+@needs_one_dnn
+@pytest.mark.parametrize("way", ["in place", "data", "other memory", "step", "load"])
+@torch.no_grad()
+def test_a_changed_weight_is_noticed(way: str) -> None:
+    layer, linear, x = nn.Linear(7, 5), FewRowsLinear(), torch.randn(3, 7)
+    before = [linear(layer)(x) for _ in range(3)][-1]
+    if way == "in place":
+        layer.weight[4, 6] += 1
+    elif way == "data":  # torch does not count this change
+        layer.weight.data.mul_(2)
+    elif way == "other memory":
+        layer.weight.data = layer.weight.data + 1
+    elif way == "step":
+        layer.weight.grad = torch.ones_like(layer.weight)
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    else:
+        layer.load_state_dict(nn.Linear(7, 5).state_dict())
+    for _ in range(3):
+        found = linear(layer)(x)
+        assert close(found, layer(x)) and not torch.allclose(found, before)
+
+
+@torch.no_grad()
+def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nn.Linear(7, 5), torch.randn(3, 7)
+    monkeypatch.setattr(few_rows_linear, "_ONE_DNN", None)
+    linear = FewRowsLinear()
+    assert torch.equal(linear(layer)(x), layer(x))
+    assert torch.equal(linear(layer)(x), layer(x))
