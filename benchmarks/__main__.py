@@ -31,6 +31,7 @@ WORKS = (
     "samu_update",
     "data_loading",
     "translation_update",
+    "decoding",
     "connector_update",
 )
 
