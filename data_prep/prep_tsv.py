@@ -79,8 +79,8 @@ def tsv_corpus(
 
     Raises:
         FileNotFoundError: a table is missing.
-        ValueError: a manifest would be called as no file of the output folder can be, or columns of texts or
-            languages are missing.
+        ValueError: a manifest would be called as no file of the output folder can be, columns of texts or
+            languages are not named, or a table lacks one.
     """
     if bool(columns.tgt_text) != bool(columns.tgt_lang):
         raise ValueError(
@@ -98,6 +98,11 @@ def tsv_corpus(
             raise FileNotFoundError(f"{path}: expected a table, found no such file")
     named = asdict(columns)
     needed = [column for column in named.values() if column and not column.startswith("=")]
+    for path in paths.values():
+        try:
+            next(read_table(path, needed, quoting, separator), None)
+        except ValueError as error:
+            raise ValueError(f"{error}; a cell that all rows have is written =CELL") from error
 
     def rows_of(split: str) -> Iterator[CorpusRow | BadRow]:
         path = paths[split]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -20,11 +21,20 @@ class BadLine(NamedTuple):
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Yields the lines of a text; bytes that are not UTF-8 become lone surrogates."""
+    """Yields the lines of a text; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is UTF-16, as spreadsheets write "Unicode".
+    """
     # As bytes, lines end at "\n" alone; text mode would end them at a lone "\r" too. Spreadsheets put a byte
     # order mark in front.
     with open(path, "rb") as file:
         for number, line in enumerate(file):
+            if number == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise ValueError(
+                    f"{Path(path)}: expected UTF-8, found UTF-16: iconv -f UTF-16 -t UTF-8 converts it"
+                )
             encoding = "utf-8" if number else "utf-8-sig"
             yield line.decode(encoding, "surrogateescape").rstrip("\r\n")
 

@@ -115,12 +115,23 @@ def test_parts_say_how_they_become_one(prepare, capsys):
         (["--tgt-text", "en"], "expected both --tgt-text and --tgt-lang (=en for all rows), or neither"),
         (["--src-text", "es", "--tgt-lang", "=en"], "expected both --tgt-text and --tgt-lang"),
         ([], "expected --src-text, --tgt-text or both, found neither"),
+        (
+            ["--src-text", "es", "--tgt-text", "en", "--tgt-lang", "en_XX"],
+            "{folder}/t.tsv:1: expected a column en_XX, found ['wav', 'es', 'en']; a cell that all rows have "
+            "is written =CELL",
+        ),
     ],
 )  # fmt: skip
 def test_columns_of_which_no_row_could_be_made(prepare, tmp_path, columns, message):
     status, _, err = prepare(columns=["--audio", "wav", "--src-lang", "=es", *columns])
-    assert status == 1 and err[-1].startswith(f"error: {message}")
+    assert status == 1 and err[-1].startswith(f"error: {message.format(folder=tmp_path)}")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_in_utf_16_is_called_so(prepare, tmp_path):
+    table = (tmp_path / "t.tsv").read_text(encoding="utf-8")
+    (tmp_path / "t.tsv").write_text(table, encoding="utf-16")
+    assert "t.tsv: expected UTF-8, found UTF-16: iconv" in prepare()[2][-1]
 
 
 def test_transcripts_alone_are_no_pair_of_languages(tmp_path):
