@@ -106,12 +106,14 @@ def _measure_pair(
     stored = sum(path.stat().st_size for path in (out / "states").rglob("*") if path.is_file())
     epoch = [BATCHES_AN_EPOCH * time for time in times["theirs"]]
     work = f"connector update, {names}"
-    utterances = f"{BATCH_SIZE} utterances of {SECONDS[0]} to {SECONDS[1]} s"
-    storing = f"storing states, {stored / 1e6 / hours:.1f} MB an hour of speech, beside an epoch from waveforms"
+    update = f"{BATCH_SIZE} utterances of {SECONDS[0]} to {SECONDS[1]} s, from stored states"
+    store = (
+        f"storing states ({stored / 1e6 / hours:.1f} MB an hour of speech) beside an uncached epoch"
+    )
     return [
-        Comparison(work, f"{utterances}, from stored states", "s", times["ours"], times["theirs"], PEER, 10, same),
-        Comparison(work, storing, "s", [filling] * repeats, epoch, PEER, None, ""),
-    ]  # fmt: skip
+        Comparison(work, update, "s", times["ours"], times["theirs"], PEER, 10, same),
+        Comparison(work, store, "s", [filling] * repeats, epoch, PEER, None, ""),
+    ]
 
 
 def _write_corpus(folder: Path, utterances: int) -> None:
