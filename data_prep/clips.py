@@ -16,6 +16,7 @@ import soundfile
 
 from data_prep.archive import SAMPLE_RATE, encode_audio
 from data_prep.audio import audio_path, read_bytes, to_16_khz
+from data_prep.mp3 import count_frames
 
 # Seconds that a segment may reach beyond the end of its recording: timestamps are rounded.
 OVERHANG = 0.5
@@ -167,13 +168,14 @@ class ClipReader:
         _check_ogg(data, place.audio)
         with soundfile.SoundFile(_Data(data)) as recording:
             _check_wav(recording, place.audio)
+            promised = _promised_frames(recording, data, place.audio)
             # Before any of it is decoded: a day of silence takes little room in a file.
-            self._check_length(recording.frames * SAMPLE_RATE / recording.samplerate)
+            self._check_length(promised * SAMPLE_RATE / recording.samplerate)
             frames = recording.read(dtype="float32", always_2d=True)
             # Some formats only estimate their length.
-            if recording.frames - len(frames) > recording.samplerate // 10:
+            if promised - len(frames) > recording.samplerate // 10:
                 raise UnusableAudio(
-                    f"truncated audio: {place.audio}: expected {recording.frames} frames, found {len(frames)}"
+                    f"truncated audio: {place.audio}: expected {promised} frames, found {len(frames)}"
                 )
             return to_16_khz(frames.mean(axis=1), recording.samplerate)
 
@@ -258,6 +260,25 @@ def _check_wav(recording: soundfile.SoundFile, name: str) -> None:
             raise UnusableAudio(
                 f"truncated audio: {name}: expected {promised} bytes of samples, found {there}"
             )
+
+
+def _promised_frames(recording: soundfile.SoundFile, data: bytes, name: str) -> int:
+    """How many frames a file has, by its header, or of an mp3 without a length by counting.
+
+    Raises:
+        UnusableAudio: such an mp3 ends within a frame, or libsndfile would not read it to the end.
+    """
+    length = count_frames(data) if recording.format == "MP3" else None
+    if length is None:
+        return recording.frames
+    if length.cut:
+        raise UnusableAudio(f"truncated audio: {name}: its last frame is not whole")
+    if length.samples - recording.frames > recording.samplerate // 10:
+        raise UnusableAudio(
+            f"mp3 without a length: {name}: its rate varies, and libsndfile would read {recording.frames} of "
+            f"{length.samples} samples; encode it again"
+        )
+    return length.samples
 
 
 def digest_key(data: bytes) -> int:
