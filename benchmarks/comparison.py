@@ -134,13 +134,20 @@ def table(comparisons: list[Comparison]) -> list[str]:
     ]
     for row in comparisons:
         low, median, high = row.quartiles
-        ours, theirs = (f"{np.median(side):.3g} {row.unit}" for side in (row.ours, row.theirs))
+        ours, theirs = (
+            f"{_short(float(np.median(side)))} {row.unit}" for side in (row.ours, row.theirs)
+        )
         target = "" if row.target is None else f"≥ {row.target:g}"
         lines.append(
             f"| {row.work} | {row.figure} | {row.peer} | {ours} | {theirs} | "
             f"{median:.2f} [{low:.2f}, {high:.2f}] | {target} | {row.reached} | {row.same} |"
         )
     return lines
+
+
+def _short(value: float) -> str:
+    """Three digits, or all of a large number's."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 #: What readers of results.json need not work out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ def configuration(line: Sequence[str], device: str, precision: str = "fp32") -> 
 
 def start(line: Sequence[str], device: str, precision: str = "fp32") -> Trainer:
     """fairseq's trainer for a command line; arguments as above."""
+    gc.collect()  # trainers are held by reference cycles when nobody needs them any more
     cfg = configuration(line, device, precision)
     torch.manual_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task)

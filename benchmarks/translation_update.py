@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fairseq.trainer import Trainer
 
@@ -38,17 +38,19 @@ class Way(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-#: By device: pairs of (ours, the peer's way, ratio to reach for full training). fairseq has no bfloat16 on a
-#: CPU.
+#: By device: (our way, the peer's, ratio to reach for full training), in groups that are measured in turn.
+#: fairseq has no bfloat16 on a CPU.
 WAYS = {
-    "cpu": (
-        (Way("fp32"), Way("fp32"), 1.3),
-        (Way("each at its best (bf16 autocast, fp32)", options=("--cpu-bf16",)), Way("fp32"), 2.0),
-    ),
-    "cuda": (
-        (Way("bf16", "bf16"), Way("bf16", "bf16"), 1.3),
-        (Way("fp16", "fp16"), Way("fp16", "fp16"), 1.3),
-    ),
+    "cpu": [
+        [
+            (Way("fp32"), Way("fp32"), 1.3),
+            (Way("each at its best (bf16 autocast, fp32)", options=("--cpu-bf16",)), Way("fp32"), 2.0),
+        ],
+    ],
+    "cuda": [
+        [(Way("bf16", "bf16"), Way("bf16", "bf16"), 1.3)],
+        [(Way("fp16", "fp16"), Way("fp16", "fp16"), 1.3)],
+    ],
 }  # fmt: skip
 
 
@@ -170,32 +172,35 @@ def compare_times(
     words: str,
     repeats: int,
 ) -> list[Comparison]:
-    """Time updates: all of this project's ways and the peer's, in turn."""
-    trainers: dict[tuple[str, Way], Trainer] = {}
-    for pair in WAYS[device]:
-        for side, way in zip(("ours", "theirs"), pair[:2]):
-            if (side, way) not in trainers:
-                trainers[side, way] = build(side, files, size, device, choice, way)
-    losses = {
-        key: peers.loss_without_dropout(trainer, peers.SPLIT, range(2))
-        for key, trainer in trainers.items()
-    }
+    """Time updates of both sides, in all ways of a group in turn; ``words`` names the vocabulary."""
     rows = []
-    for batch in batches:
-        runs = {}
-        for key, trainer in trainers.items():
-            sample = peers.batch(trainer.task, batch.split, batch.rows)
-            runs[key] = seconds(partial(update, trainer, sample), device)
-        times = in_turn(runs, repeats if batch is batches[0] else max(2, repeats // 2))
-        for our_way, their_way, target in WAYS[device]:
-            ours, theirs = ("ours", our_way), ("theirs", their_way)
-            same = f"loss without dropout differs by {abs(losses[ours] / losses[theirs] - 1):.0e} of it"
-            rows.append(
-                Comparison(
-                    WORK, f"{choice.name}, {our_way.name}, {batch}, {words}", "s", times[ours],
-                    times[theirs], PEER, choice.target or target, same,
-                )
-            )  # fmt: skip
+    for group in WAYS[device]:
+        trainers = {
+            (side, way): build(side, files, size, device, choice, way)
+            for side, way in _sides(group)
+        }
+        losses = {
+            key: peers.loss_without_dropout(trainer, peers.SPLIT, range(2))
+            for key, trainer in trainers.items()
+        }
+        for batch in batches:
+            runs = {}
+            for key, trainer in trainers.items():
+                sample = peers.batch(trainer.task, batch.split, batch.rows)
+                runs[key] = seconds(partial(update, trainer, sample), device)
+            times = in_turn(runs, repeats if batch is batches[0] else max(2, repeats // 2))
+            for our_way, their_way, target in group:
+                ours, theirs = ("ours", our_way), ("theirs", their_way)
+                difference = abs(losses[ours] / losses[theirs] - 1)
+                rows.append(
+                    Comparison(
+                        WORK, f"{choice.name}, {our_way.name}, {batch}, {words}", "s", times[ours],
+                        times[theirs], PEER, choice.target or target,
+                        f"loss without dropout differs by {difference:.0e} of it",
+                    )
+                )  # fmt: skip
+        # Before the next ones are built.
+        del trainers, runs, trainer
     return rows
 
 
@@ -203,16 +208,26 @@ def compare_memory(
     files: Peers, size: Size, device: str, choice: Choice, batch: Batch, words: str
 ) -> list[Comparison]:
     """Measure the memory of updates, each in a process of its own."""
-    runs: dict[Any, Callable[[], float]] = {}
-    for pair in WAYS[device]:
-        for side, way in zip(("ours", "theirs"), pair[:2]):
-            arguments = side, files, size, device, choice, way, batch
-            runs[side, way] = partial(peak_mib, device, build_step, *arguments)
-    memory = in_turn(runs, 1, warm_up=0)
-    return [
-        Comparison(
-            WORK, f"memory: {choice.name}, {our_way.name}, {batch}, {words}", "MiB",
-            memory["ours", our_way], memory["theirs", their_way], PEER, choice.memory_target, "",
-        )
-        for our_way, their_way, _ in WAYS[device]
-    ]  # fmt: skip
+    rows = []
+    for group in WAYS[device]:
+        runs = {
+            (side, way): partial(
+                peak_mib, device, build_step, side, files, size, device, choice, way, batch
+            )
+            for side, way in _sides(group)
+        }
+        memory = in_turn(runs, 1, warm_up=0)
+        rows += [
+            Comparison(
+                WORK, f"memory: {choice.name}, {our_way.name}, {batch}, {words}", "MiB",
+                memory["ours", our_way], memory["theirs", their_way], PEER, choice.memory_target, "",
+            )
+            for our_way, their_way, _ in group
+        ]  # fmt: skip
+    return rows
+
+
+def _sides(group: Sequence[tuple[Way, Way, float]]) -> list[tuple[str, Way]]:
+    """What is measured in turn, each once."""
+    named = [(side, way) for *ways, _ in group for side, way in zip(("ours", "theirs"), ways)]
+    return list(dict.fromkeys(named))

@@ -30,9 +30,11 @@ def test_ratios_are_of_what_was_measured_together():
 
 
 def test_table_has_medians_and_quartiles():
-    assert table([row(), row(target=None, same="", unit="MiB")])[2:] == [
+    assert table([row(), row(target=None, same="", unit="MiB", theirs=[2000.0, 3e3, 16e3])])[
+        2:
+    ] == [
         "| update | full | fairseq | 2 s | 3 s | 2.00 [1.75, 3.00] | ≥ 2 | yes | yes |",
-        "| update | full | fairseq | 2 MiB | 3 MiB | 2.00 [1.75, 3.00] |  |  |  |",
+        "| update | full | fairseq | 2 MiB | 3,000 MiB | 2000.00 [1750.00, 3000.00] |  |  |  |",
     ]
 
 
