@@ -6,26 +6,38 @@ A wav2vec 2.0 and a T5 with random weights, an STE of the published size between
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
 import soundfile
+from fairseq.trainer import Trainer
 
+from benchmarks import peers
 from benchmarks.comparison import Comparison, in_turn, seconds
+from benchmarks.memory import peak_mib
+from benchmarks.peers import Batch
 from benchmarks.sizes import Size
-from benchmarks.training import start, train
+from benchmarks.training import start, update
 from data_prep.text_model_vocab import adopt_text_model_vocab
 
 RATE = 16_000
 WORDS = ["one", "two", "three", "four", "five", "six", "red", "green", "blue", "black", "white"]
+PEER = "connector_st from waveforms"
 #: Of a sentence: about 20 tokens, which is what people say in as many seconds as utterances last.
 WORDS_A_SENTENCE = 5
-SECONDS = (4, 7)
-BATCH_SIZE = 4
-BATCHES_AN_EPOCH = 4
-PEER = "connector_st from waveforms"
+#: Utterances of a split, and their shortest and longest seconds.
+UTTERANCES = 8
+SECONDS = (4.0, 7.0)
+LONG_SECONDS = (8.0, 14.0)
+BATCHES = [
+    Batch(peers.SPLIT, 4, SECONDS),
+    Batch(peers.SPLIT, 8, SECONDS),
+    Batch(peers.LONG_SPLIT, 4, LONG_SECONDS),
+]
 
 TINY_SPEECH = {
     "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16,
@@ -62,70 +74,122 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
         device: ``cpu`` or ``cuda``.
         repeats: timed updates.
     """
-    return [
-        row
-        for number, (names, speech, text) in enumerate(PAIRS[size.name])
-        for row in _measure_pair(out / f"pair{number}", names, speech, text, device, repeats)
-    ]
+    rows = []
+    for number, (names, speech, text) in enumerate(PAIRS[size.name]):
+        batches = BATCHES[:1] if number else BATCHES  # costs grow alike for all
+        folder = out / f"pair{number}"
+        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder / "states", ignore_errors=True)
+        _write_corpus(folder, peers.SPLIT, WORDS_A_SENTENCE, SECONDS)
+        _write_corpus(folder, peers.LONG_SPLIT, 2 * WORDS_A_SENTENCE, LONG_SECONDS)
+        _write_models(folder, speech, text)
+        rows += _measure_pair(folder, names, batches, device, repeats)
+    return rows
 
 
 def _measure_pair(
-    out: Path, names: str, speech: Entries, text: Entries, device: str, repeats: int
+    out: Path, names: str, batches: Sequence[Batch], device: str, repeats: int
 ) -> list[Comparison]:
-    shutil.rmtree(out / "states", ignore_errors=True)
-    out.mkdir(exist_ok=True)
-    _write_corpus(out, BATCHES_AN_EPOCH * BATCH_SIZE)
-    _write_models(out, speech, text)
+    """Time and memory of updates between one pair of models, whose files are there."""
+    work = f"connector update, {names}"
+    splits = list(dict.fromkeys(batch.split for batch in batches))
+    theirs = _trainer(out, device, "waveforms", splits)
+    theirs.get_train_iterator(1)
+    ours = _trainer(out, device, "states", splits)
+    # Before the first batch everything is encoded.
+    filling = seconds(partial(ours.get_train_iterator, 1), device)()
+    rows: list[Comparison] = []
+    for batch in batches:
+        losses: dict[str, list[float]] = {}
+        runs = {}
+        for side, trainer in (("ours", ours), ("theirs", theirs)):
+            sample = peers.batch(trainer.task, batch.split, batch.rows)
+            losses[side] = []
+            runs[side] = seconds(partial(_record, losses[side], trainer, sample), device)
+        times = in_turn(runs, repeats if not rows else max(2, repeats // 2))
+        rows.append(
+            Comparison(
+                work,
+                f"{batch}, from stored states",
+                "s",
+                times["ours"],
+                times["theirs"],
+                PEER,
+                10,
+                _same(losses),
+            )
+        )
+    rows.append(_storing(out, filling, ours, rows[0]))
+    del ours, theirs, trainer
+    runs = {side: partial(peak_mib, device, build_step, out, device, source, BATCHES[0])
+            for side, source in (("ours", "states"), ("theirs", "waveforms"))}  # fmt: skip
+    memory = in_turn(runs, 1, warm_up=0)
+    figure = f"memory: {BATCHES[0]}"
+    rows.append(Comparison(work, figure, "MiB", memory["ours"], memory["theirs"], PEER, None, ""))
+    return rows
+
+
+def build_step(out: Path, device: str, source: str, batch: Batch) -> Callable[[], float]:
+    """An update from ``waveforms`` or from ``states``, which are there."""
+    trainer = _trainer(out, device, source, [batch.split])
+    trainer.get_train_iterator(1)
+    return partial(update, trainer, peers.batch(trainer.task, batch.split, batch.rows))
+
+
+def _trainer(out: Path, device: str, source: str, splits: Sequence[str]) -> Trainer:
+    """The trainer of either side, that of ``states`` without them before its first batch."""
     line = [
         str(out), "--task", "speech_to_text_samu", "--dictionary", "dict.json", "--lang-tag-template", "",
         "--normalize", "none", "--arch", "connector_st", "--speech-encoder-path", str(out / "speech"),
         "--text-model-path", str(out / "text"), "--criterion", "label_smoothed_nll",
         "--optimizer", "adam", "--lr", "2e-4", "--lr-scheduler", "fixed", "--clip-norm", "5",
-        "--batch-size", str(BATCH_SIZE), "--num-workers", "0", "--seed", "1",
+        "--batch-size", "1", "--num-workers", "0", "--seed", "1", "--no-progress-bar",
     ]  # fmt: skip
-    trainers = {
-        "theirs": start(line, device),
-        "ours": start([*line, "--cache-encoder-states", str(out / "states")], device),
-    }
-    filling = seconds(lambda: trainers["ours"].get_train_iterator(1), device)()
-    steps = {name: train(trainer) for name, trainer in trainers.items()}
-    losses: dict[str, list[float]] = {name: [] for name in trainers}
-    times = in_turn(
-        {
-            name: seconds(lambda name=name: losses[name].append(next(steps[name])), device)
-            for name in trainers
-        },
-        repeats,
-    )
-    difference = max(abs(a - b) for a, b in zip(losses["ours"], losses["theirs"]))
-    same = (
-        f"losses of {repeats + 1} updates, {losses['ours'][0]:.4f} to {losses['ours'][-1]:.4f}, differ by "
+    if source == "states":
+        line += ["--cache-encoder-states", str(out / "states")]
+    trainer = start(line, device)
+    for split in splits:
+        trainer.task.load_dataset(split)
+    return trainer
+
+
+def _record(losses: list[float], trainer: Trainer, sample: dict[str, Any]) -> None:
+    losses.append(update(trainer, sample))
+
+
+def _same(losses: dict[str, list[float]]) -> str:
+    """How far the losses of both trainings are from each other."""
+    ours, theirs = losses["ours"], losses["theirs"]
+    difference = max(abs(a - b) for a, b in zip(ours, theirs))
+    return (
+        f"losses of {len(ours)} updates, {ours[0]:.4f} to {ours[-1]:.4f}, differ by "
         f"{difference:.1e} at most"
     )
-    hours = trainers["ours"].task.dataset("train").manifest.n_frames.sum() / RATE / 3600
+
+
+def _storing(out: Path, filling: float, ours: Trainer, timed: Comparison) -> Comparison:
+    """What storing all states takes, beside an epoch from waveforms of as much speech."""
+    samples = sum(int(each.manifest.n_frames.sum()) for each in ours.task.datasets.values())
     stored = sum(path.stat().st_size for path in (out / "states").rglob("*") if path.is_file())
-    epoch = [BATCHES_AN_EPOCH * time for time in times["theirs"]]
-    work = f"connector update, {names}"
-    update = f"{BATCH_SIZE} utterances of {SECONDS[0]} to {SECONDS[1]} s, from stored states"
-    store = (
-        f"storing states ({stored / 1e6 / hours:.1f} MB an hour of speech) beside an uncached epoch"
+    megabytes = stored / 1e6 / (samples / RATE / 3600)
+    batch = ours.task.dataset(peers.SPLIT).manifest.n_frames[: BATCHES[0].utterances].sum()
+    epoch = [time * samples / int(batch) for time in timed.theirs]
+    figure = (
+        f"storing the states, {megabytes:.1f} MB an hour of speech, beside an epoch from waveforms"
     )
-    return [
-        Comparison(work, update, "s", times["ours"], times["theirs"], PEER, 10, same),
-        Comparison(work, store, "s", [filling] * repeats, epoch, PEER, None, ""),
-    ]
+    return Comparison(timed.work, figure, "s", [filling] * len(epoch), epoch, PEER, None, "")
 
 
-def _write_corpus(folder: Path, utterances: int) -> None:
-    """Write noise with words in random order, as the split ``train``."""
+def _write_corpus(folder: Path, split: str, words: int, seconds: tuple[float, float]) -> None:
+    """Write noise with ``words`` words in random order, as a split."""
     rng = np.random.default_rng(0)
     rows = ["id audio n_frames tgt_text speaker src_text src_lang tgt_lang".replace(" ", "\t")]
-    for i in range(utterances):
-        samples = int(rng.integers(SECONDS[0] * RATE, SECONDS[1] * RATE))
-        soundfile.write(folder / f"{i}.wav", rng.normal(0, 0.1, samples), RATE)
-        text = " ".join(rng.choice(WORDS, WORDS_A_SENTENCE))
-        rows.append(f"{i}\t{i}.wav\t{samples}\t{text}\tnoise\t{text}\tes\ten")
-    (folder / "train.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for i in range(UTTERANCES):
+        samples = int(RATE * rng.uniform(*seconds))
+        soundfile.write(folder / f"{split}-{i}.wav", rng.normal(0, 0.1, samples), RATE)
+        text = " ".join(rng.choice(WORDS, words))
+        rows.append(f"{i}\t{split}-{i}.wav\t{samples}\t{text}\tnoise\t{text}\tes\ten")
+    (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def _write_models(folder: Path, speech: dict[str, Any], text: dict[str, Any]) -> None:

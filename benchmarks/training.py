@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from fairseq import options, tasks
-from fairseq.data import iterators
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
@@ -51,13 +50,3 @@ def update(trainer: Trainer, sample: dict[str, Any]) -> float:
     with metrics.aggregate(new_root=True) as meters:
         trainer.train_step([sample])
     return float(meters["loss"].avg)
-
-
-def train(trainer: Trainer) -> Iterator[float]:
-    """Make an update whenever asked for one, epoch after epoch, in fairseq's order; its loss."""
-    epoch = 1
-    while True:
-        batches = trainer.get_train_iterator(epoch, load_dataset=epoch == 1)
-        for (sample,) in iterators.GroupedIterator(batches.next_epoch_itr(shuffle=True), 1):
-            yield update(trainer, sample)
-        epoch += 1
