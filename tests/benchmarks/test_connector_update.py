@@ -12,6 +12,8 @@ from benchmarks.sizes import SIZES
 
 def test_both_trainings_have_the_same_losses(tmp_path, monkeypatch):
     monkeypatch.setattr(connector_update, "peak_mib", lambda *step: 7.0)
+    monkeypatch.setattr(connector_update, "SECONDS", (1.0, 2.0))
+    monkeypatch.setattr(connector_update, "LONG_SECONDS", (2.0, 3.0))
     *updates, storing, memory = connector_update.measure(tmp_path, SIZES["tiny"], "cpu", repeats=2)
     assert len(updates) == 3
     falls = []
