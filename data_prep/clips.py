@@ -157,7 +157,7 @@ class ClipReader:
         with open(place.audio, "rb") as file, soundfile.SoundFile(file) as recording:
             # Halves go up, as in soxr.
             rate = recording.samplerate
-            n_frames = (2 * recording.frames * SAMPLE_RATE + rate) // (2 * rate)
+            n_frames = (2 * _frames(recording, place.audio) * SAMPLE_RATE + rate) // (2 * rate)
         self._check_length(n_frames)
         return Clip(n_frames, digest_key(os.path.realpath(place.audio).encode()), b"")
 
@@ -190,7 +190,7 @@ class ClipReader:
         longest = 1e9
         start = round(min(place.start, longest) * rate)
         wanted = (
-            recording.frames
+            _frames(recording, place.audio)
             if place.duration is None
             else round(min(place.duration, longest) * rate) + start
         )
@@ -262,6 +262,15 @@ def _check_wav(recording: soundfile.SoundFile, name: str) -> None:
             )
 
 
+def _frames(recording: soundfile.SoundFile, name: str) -> int:
+    """How many frames a file has by its header; raises UnusableAudio if libsndfile cannot tell."""
+    if recording.frames > 1 << 60:
+        raise UnusableAudio(
+            f"audio without a length: {name}: {recording.format} written to a pipe? encode it into a file"
+        )
+    return recording.frames
+
+
 def _promised_frames(recording: soundfile.SoundFile, data: bytes, name: str) -> int:
     """How many frames a file has, by its header, or of an mp3 without a length by counting.
 
@@ -270,13 +279,13 @@ def _promised_frames(recording: soundfile.SoundFile, data: bytes, name: str) -> 
     """
     length = count_frames(data) if recording.format == "MP3" else None
     if length is None:
-        return recording.frames
+        return _frames(recording, name)
     if length.cut:
         raise UnusableAudio(f"truncated audio: {name}: its last frame is not whole")
     if length.samples - recording.frames > recording.samplerate // 10:
         raise UnusableAudio(
-            f"mp3 without a length: {name}: its rate varies, and libsndfile would read {recording.frames} of "
-            f"{length.samples} samples; encode it again"
+            f"audio without a length: {name}: an mp3 whose rate varies, libsndfile would read "
+            f"{recording.frames} of {length.samples} samples; encode it again"
         )
     return length.samples
 

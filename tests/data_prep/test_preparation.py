@@ -249,7 +249,12 @@ def broken_files(folder, speech):
     spoken, _ = soundfile.read(flac)
     soundfile.write(folder / "whole.ogg", spoken, RATE, format="OGG", subtype="VORBIS")
     ogg = (folder / "whole.ogg").read_bytes()
-    files.update({"cut.ogg": ogg[: len(ogg) // 2], "header.ogg": ogg[:20]})
+    # Samples in all: the last 36 bits of bytes 10 to 17 of the block STREAMINFO, which begins at byte 8.
+    pipe = bytearray(flac.read_bytes())
+    pipe[21:26] = pipe[21] & 0xF0, 0, 0, 0, 0
+    files.update(
+        {"cut.ogg": ogg[: len(ogg) // 2], "header.ogg": ogg[:20], "pipe.flac": bytes(pipe)}
+    )
     for name, data in files.items():
         (folder / name).write_bytes(data)
     soundfile.write(folder / "none.wav", np.zeros(0), 16_000)
@@ -272,6 +277,7 @@ def broken_files(folder, speech):
         ("header.ogg", "truncated audio: .*its last page is not whole"),
         ("cut.flac", "truncated audio: |unreadable audio: "),
         ("raw.raw", "unreadable audio: "),
+        ("pipe.flac", r"audio without a length: .*: FLAC written to a pipe\? "),
         ("none.wav", "audio without samples"),
         ("short.wav", r"too short: 0\.006 s"),
         ("nan.wav", "samples that are not finite: "),
