@@ -21,6 +21,7 @@ from fairseq_samu.models.speech_encoder import (
 )
 from fairseq_samu.models.speech_encoder_config import SpeechEncoderConfig
 from fairseq_samu.modules.length_adaptor import NoAdaptor
+from fairseq_samu.modules.linear import use_fast_products
 from fairseq_samu.modules.sentence_head import SentenceHead
 
 
@@ -50,6 +51,7 @@ class SamuXlsrModel(RecordedModel):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        use_fast_products(self)
         if transcript_dictionary is not None:
             self.register_vocabulary("transcript_vocabulary_version", transcript_dictionary)
 

@@ -14,6 +14,7 @@ from fairseq.modules import GradMultiply
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from torch import Tensor, nn
 
+from fairseq_samu.models.attention import fused
 from fairseq_samu.modules.adapter import Adapter
 from fairseq_samu.modules.late_training import LateTraining
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
@@ -38,6 +39,7 @@ class SpeechLayer(TransformerSentenceEncoderLayer):
 
     def __init__(self, layerdrop: float, **shape: Any) -> None:
         super().__init__(**shape)
+        fused(self.self_attn)
         self.layerdrop = layerdrop
         self.attention_adapter: nn.Module = nn.Identity()
         self.ffn_adapter: nn.Module = nn.Identity()
@@ -50,8 +52,8 @@ class SpeechLayer(TransformerSentenceEncoderLayer):
         self.attention_adapter = Adapter(self.embedding_dim, bottleneck)
         self.ffn_adapter = Adapter(self.embedding_dim, bottleneck)
 
-    def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
-        """Transform ``x`` (T, B, D) with padding mask (B, T)."""
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Transform ``x`` (T, B, D) with padding mask (B, T), or None without padding."""
         if is_dropped(self, self.layerdrop):
             return keep_in_graph(x, self.parameters())
         residual = x
@@ -194,8 +196,10 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
             x = self.encoder.layer_norm(x)
         x = nn.functional.dropout(x, self.encoder.dropout, self.training).transpose(0, 1)
         layers = [x]
+        # To look at a mask would make a GPU wait.
+        padded = None if not x.is_cuda and not padding_mask.any() else padding_mask
         for layer in self.encoder.layers:
-            layers.append(layer(layers[-1], padding_mask))
+            layers.append(layer(layers[-1], padded))
             if self.layer_weighting is None:
                 del layers[0]  # frees its memory where no gradient needs it
         if self.encoder.layer_norm_first:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fairseq_samu.models.from_pretrained import load_trained
 from fairseq_samu.models.recorded_model import RecordedModel
+from fairseq_samu.modules.linear import use_fast_products
 
 T = TypeVar("T", bound="Translator")
 
@@ -23,6 +24,10 @@ class Translator(RecordedModel, FairseqEncoderDecoderModel):
     """
 
     registered_name: ClassVar[str]
+
+    def __init__(self, encoder: Any, decoder: Any) -> None:
+        super().__init__(encoder, decoder)
+        use_fast_products(self)
 
     @classmethod
     def from_pretrained(cls: Type[T], path: str, data: str) -> Tuple[T, Any]:

@@ -13,6 +13,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from fairseq_samu import compat
+from fairseq_samu.models.attention import fused
 from fairseq_samu.models.pretrained_decoder import adopt_text_decoder, load_weights
 from fairseq_samu.models.recorded_model import (
     agree_with_task,
@@ -185,6 +186,8 @@ class TextDecoderLayer(TransformerDecoderLayerBase):
 
     def __init__(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> None:
         super().__init__(cfg, no_encoder_attn)
+        fused(self.self_attn)
+        fused(self.encoder_attn)
         self.adapter: nn.Module = nn.Identity()
 
     def forward(

@@ -1,0 +1,60 @@
+"""Projections by the faster library of a CPU, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fairseq_samu.modules.matrix_product import autocast_dtype, onednn_is_faster, product
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` whose products in float32 on a CPU are those of ``matrix_product``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Project ``input`` (..., K) to (..., N)."""
+        if not (
+            input.device.type == "cpu"
+            and input.dtype == autocast_dtype(input) == self.weight.dtype == torch.float32
+            and onednn_is_faster()
+        ):
+            return F.linear(input, self.weight, self.bias)
+        rows = input.reshape(-1, self.in_features)
+        out: Tensor = _Projection.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return out.view(*input.shape[:-1], self.out_features)
+
+
+class _Projection(torch.autograd.Function):
+    """Rows (M, K) times a weight (N, K), plus a bias (N,)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        to_rows, to_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if to_weight else None, weight if to_rows else None)
+        return product(rows, weight.t(), bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        to_rows, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            product(grad, weight) if to_rows else None,
+            product(grad.t(), rows) if to_weight else None,
+            grad.sum(0) if to_bias else None,
+        )
+
+
+def use_fast_products(network: nn.Module) -> None:
+    """Make every ``torch.nn.Linear`` inside a ``Linear``, with the same parameters under the same names."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                made = Linear(child.in_features, child.out_features, device="meta")
+                made.weight, made.bias = child.weight, child.bias
+                made.train(child.training)
+                setattr(parent, name, made)
