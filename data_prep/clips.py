@@ -168,7 +168,8 @@ class ClipReader:
         _check_ogg(data, place.audio)
         with soundfile.SoundFile(_Data(data)) as recording:
             _check_wav(recording, place.audio)
-            promised = _promised_frames(recording, data, place.audio)
+            _check_mp3(recording, data, place.audio)
+            promised = _frames(recording, place.audio)
             # Before any of it is decoded: a day of silence takes little room in a file.
             self._check_length(promised * SAMPLE_RATE / recording.samplerate)
             frames = recording.read(dtype="float32", always_2d=True)
@@ -271,23 +272,19 @@ def _frames(recording: soundfile.SoundFile, name: str) -> int:
     return recording.frames
 
 
-def _promised_frames(recording: soundfile.SoundFile, data: bytes, name: str) -> int:
-    """How many frames a file has, by its header, or of an mp3 without a length by counting.
+def _check_mp3(recording: soundfile.SoundFile, data: bytes, name: str) -> None:
+    """Raises if an mp3 without a length ends within a frame, or if libsndfile's guess of it is wrong.
 
-    Raises:
-        UnusableAudio: such an mp3 ends within a frame, or libsndfile would not read it to the end.
+    It reads no more than it guessed; training refuses files that have less.
     """
     length = count_frames(data) if recording.format == "MP3" else None
-    if length is None:
-        return _frames(recording, name)
-    if length.cut:
+    if length and length.cut:
         raise UnusableAudio(f"truncated audio: {name}: its last frame is not whole")
-    if length.samples - recording.frames > recording.samplerate // 10:
+    if length and abs(length.samples - recording.frames) > recording.samplerate // 10:
         raise UnusableAudio(
-            f"audio without a length: {name}: an mp3 whose rate varies, libsndfile would read "
-            f"{recording.frames} of {length.samples} samples; encode it again"
+            f"audio without a length: {name}: its rate varies, libsndfile expects {recording.frames} "
+            f"samples of {length.samples}; encode it again"
         )
-    return length.samples
 
 
 def digest_key(data: bytes) -> int:
