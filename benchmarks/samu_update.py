@@ -25,6 +25,7 @@ from benchmarks.peers import Batch
 from benchmarks.sizes import Size
 from benchmarks.training import configuration, start, update
 from data_prep.embed_text import Teacher, embed_manifest
+from fairseq_samu import compat
 from fairseq_samu.export import export
 from fairseq_samu.modules.sentence_head import SentenceHead
 
@@ -51,8 +52,11 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "cpu": (Way("fp32", "fp32", (), False), Way("bf16 autocast", "fp32", ("--cpu-bf16",), True)),
-    "cuda": (Way("bf16", "bf16", (), True),),
+    "cpu": [
+        Way("fp32", "fp32", (), False),
+        *([Way("bf16 autocast", "fp32", ("--cpu-bf16",), True)] if compat.CPU_BF16_TRAINS else []),
+    ],
+    "cuda": [Way("bf16", "bf16", (), True)],
 }
 
 

@@ -19,6 +19,7 @@ from benchmarks.memory import peak_mib
 from benchmarks.peers import Batch, Peers
 from benchmarks.sizes import Size
 from benchmarks.training import update
+from fairseq_samu import compat
 
 WORK = "translation update"
 PEER = "fairseq xm_transformer"
@@ -38,20 +39,21 @@ class Way(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-#: By device: (our way, the peer's, ratio to reach for full training), in groups that are measured in turn.
-#: fairseq has no bfloat16 on a CPU.
-WAYS = {
+#: Our way, the peer's, ratio to reach for full training.
+Pair = tuple[Way, Way, float]
+BF16_ON_CPU: Pair = (
+    Way("each at its best (bf16 autocast, fp32)", options=("--cpu-bf16",)), Way("fp32"), 2.0,
+)  # fmt: skip
+#: By device, in groups that are measured in turn. fairseq has no bfloat16 on a CPU.
+WAYS: dict[str, list[list[Pair]]] = {
     "cpu": [
-        [
-            (Way("fp32"), Way("fp32"), 1.3),
-            (Way("each at its best (bf16 autocast, fp32)", options=("--cpu-bf16",)), Way("fp32"), 2.0),
-        ],
+        [(Way("fp32"), Way("fp32"), 1.3), *([BF16_ON_CPU] if compat.CPU_BF16_TRAINS else [])],
     ],
     "cuda": [
         [(Way("bf16", "bf16"), Way("bf16", "bf16"), 1.3)],
         [(Way("fp16", "fp16"), Way("fp16", "fp16"), 1.3)],
     ],
-}  # fmt: skip
+}
 
 
 class Choice(NamedTuple):
@@ -227,7 +229,7 @@ def compare_memory(
     return rows
 
 
-def _sides(group: Sequence[tuple[Way, Way, float]]) -> list[tuple[str, Way]]:
+def _sides(group: Sequence[Pair]) -> list[tuple[str, Way]]:
     """What is measured in turn, each once."""
     named = [(side, way) for *ways, _ in group for side, way in zip(("ours", "theirs"), ways)]
     return list(dict.fromkeys(named))

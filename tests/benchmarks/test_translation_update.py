@@ -12,6 +12,7 @@ from benchmarks.peers import Batch
 from benchmarks.sizes import SIZES
 from benchmarks.training import update
 from benchmarks.translation_update import WAYS, build_step, choices, compare_times
+from fairseq_samu import compat
 
 SIZE = SIZES["tiny"]
 CHOICES = {choice.name.partition(",")[0]: choice for choice in choices(SIZE, Path("states"))}
@@ -53,12 +54,14 @@ def test_both_train_the_same(name, files, tmp_path, monkeypatch):
 def test_a_comparison_has_all_ways_and_sees_that_losses_are_the_same(files):
     choice = CHOICES["top 1 and 1 layers"]
     rows = compare_times(files, SIZE, "cpu", choice, [Batch(peers.LONG_SPLIT, 2, (1, 1))], "few", 2)
-    assert [row.target for row in rows] == [1.5, 1.5]
-    assert [len(values) for row in rows for values in (row.ours, row.theirs)] == [2] * 4
+    assert [row.target for row in rows] == [1.5] * len(WAYS["cpu"][0])
+    assert all(len(values) == 2 for row in rows for values in (row.ours, row.theirs))
     assert rows[0].figure == "top 1 and 1 layers, fp32, 2 × 1 to 1 s, few"
-    assert rows[0].theirs == rows[1].theirs
     differences = [float(row.same.split()[-3]) for row in rows]
-    assert differences[0] < 1e-5 and 1e-6 < differences[1] < 1e-2
+    assert differences[0] < 1e-5
+    if compat.CPU_BF16_TRAINS:
+        assert rows[0].theirs == rows[1].theirs
+        assert 1e-6 < differences[1] < 1e-2
 
 
 def test_memory_is_that_of_a_step():
@@ -73,7 +76,7 @@ def test_a_step_that_fails_is_an_error():
 
 def test_a_step_can_be_measured_in_another_process(files):
     choice, batch = CHOICES["top 1 and 1 layers"], Batch(peers.SPLIT, 2, (0.5, 0.5))
-    for side, way in zip(("ours", "theirs"), WAYS["cpu"][0][1]):
+    for side, way in zip(("ours", "theirs"), WAYS["cpu"][0][-1]):
         arguments = build_step, side, files, SIZE, "cpu", choice, way, batch
         assert pickle.loads(pickle.dumps(arguments)) == arguments
         assert build_step(*arguments[1:])() > 100
