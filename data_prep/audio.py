@@ -37,14 +37,17 @@ def read_bytes(spec: str, root: str | os.PathLike[str] = "") -> bytes:
     """Reads the encoded audio that a spec stands for, as in `read_audio`.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or ends before the slice does.
     """
     match = _SLICE.fullmatch(spec)
     path = os.path.join(root, match["path"] if match else spec)
     with open(path, "rb") as file:
         if match:
             file.seek(int(match["offset"]))
-        return file.read(int(match["length"]) if match else -1)
+        data = file.read(int(match["length"]) if match else -1)
+    if match and len(data) < int(match["length"]):
+        raise OSError(f"{spec}: expected {match['length']} bytes of the archive, found {len(data)}")
+    return data
 
 
 def audio_path(spec: str) -> str:

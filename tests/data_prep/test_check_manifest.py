@@ -57,6 +57,7 @@ def test_good_manifests_are_summed_up(data):
         ("16000", "1e4", "train.tsv:2: wrong n_frames: "),
         ("16000", "1" * 5000, "train.tsv:2: wrong n_frames: "),
         ("train1.wav", f"train1.wav:0:{9**40}", "train.tsv:3: unreadable audio: "),
+        ("train1.wav", "train1.wav:0:99999", "train.tsv:3: unreadable audio: "),
         ("train1.wav", "gone.wav", "train.tsv:3: no audio file: "),
         ("train2\ttrain2", "train1\ttrain2", "train.tsv:4: duplicate id: row 2 "),
         ("\tone\t\tun 1", "\t\t\tun 1", "train.tsv:3: no translation"),
