@@ -54,6 +54,7 @@ def test_good_manifests_are_summed_up(data):
     "old,new,problem",
     [
         ("16000", "16100", "train.tsv:2: wrong n_frames: expected 16000 samples"),
+        ("16000", "١٦٠٠٠", "train.tsv:2: wrong n_frames: "),
         ("16000", "1e4", "train.tsv:2: wrong n_frames: "),
         ("16000", "1" * 5000, "train.tsv:2: wrong n_frames: "),
         ("train1.wav", f"train1.wav:0:{9**40}", "train.tsv:3: unreadable audio: "),
