@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections import Counter
 
 from tqdm import tqdm
 
@@ -44,7 +43,7 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
     with tqdm(desc="audio files", total=rows, unit="row", disable=rows < MANY_ROWS) as progress:
         for begin in range(0, rows, BLOCK_ROWS):
             specs = manifest.cells("audio", begin, min(begin + BLOCK_ROWS, rows))
-            for spec, count in Counter(specs).items():
+            for spec in dict.fromkeys(specs):
                 path, offset, length = split_slice(spec)
                 path = os.path.join(root, path)
                 size = archives[path] if path in archives else _size(path)
@@ -53,8 +52,8 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
                 needed = max(offset + length, 1)
                 if size >= needed:
                     continue
-                missing += count
-                if first is None:  # a Counter keeps the order of the rows
+                missing += specs.count(spec)
+                if first is None:
                     found = (
                         f"no such file: {path}"
                         if size < 0

@@ -188,9 +188,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
         n_frames: NDArray[np.int64] = self.manifest.n_frames[indices]
         if not self.speed_factors:
             return n_frames
-        speeds = self.speeds[self._speed_draws[indices]]
-        scaled: NDArray[np.float64] = np.floor(n_frames / speeds + 0.5)
-        return scaled.astype(np.int64)
+        return _at_speed(n_frames, self.speeds[self._speed_draws[indices]])
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -233,9 +231,10 @@ class SpeechToTextSamuDataset(WaveformDataset):
         self, rows: NDArray[np.int64], min_samples: int, max_samples: int
     ) -> tuple[list[OverlongRow], NDArray[np.int64]]:
         """Rows outside the limits, and the numbers of the others."""
-        n_frames = self.manifest.n_frames[rows]
-        longest = np.floor(n_frames / min(self.speed_factors, default=1.0) + 0.5).astype(np.int64)
-        shortest = np.floor(n_frames / max(self.speed_factors, default=1.0) + 0.5).astype(np.int64)
+        shortest = longest = n_frames = self.manifest.n_frames[rows]
+        if self.speed_factors:
+            longest = _at_speed(n_frames, np.float64(min(self.speed_factors)))
+            shortest = _at_speed(n_frames, np.float64(max(self.speed_factors)))
         left_out = {}
         limit = self.max_target_tokens
         for i in np.flatnonzero(self._exceeds_target_limit(rows, limit)).tolist():
@@ -439,3 +438,10 @@ class SpeechToTextSamuDataset(WaveformDataset):
     def _rng(self, purpose: str) -> np.random.Generator:
         """Generator of its own for each purpose, the same again for the same seed and epoch."""
         return np.random.default_rng((self.seed, self.epoch, *purpose.encode()))
+
+
+def _at_speed(
+    n_frames: NDArray[np.int64], speeds: NDArray[np.float64] | np.float64
+) -> NDArray[np.int64]:
+    """Lengths in samples when played at some speeds, halves going up."""
+    return np.floor(n_frames / speeds + 0.5).astype(np.int64)
