@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s"
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N",
+        "--repeats", type=int, default=3, metavar="N",
         help="how often each side is measured, after a first time that does not count; the table has "
         "medians and quartiles (default: %(default)s)",
     )  # fmt: skip

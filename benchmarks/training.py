@@ -27,7 +27,7 @@ def configuration(line: Sequence[str], device: str, precision: str = "fp32") -> 
             of these names.
     """
     parser = options.get_training_parser()
-    placed = [*line, "--cpu"] if device == "cpu" else list(line)
+    placed = [*line, "--distributed-world-size", "1", *(["--cpu"] if device == "cpu" else [])]
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, placed))
     # On a command line --bf16 asks for a TPU.
     cfg.common.fp16, cfg.common.bf16 = precision == "fp16", precision == "bf16"

@@ -94,8 +94,8 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, measured, capsys):
     line = ["--out", str(tmp_path), "--only", "connector_update", "--size", "tiny"]
     command.main(line)
     with pytest.raises(SystemExit):
-        command.main([*line, "--repeats", "3"])
-    assert "'repeats': 5" in capsys.readouterr().err
+        command.main([*line, "--repeats", "4"])
+    assert "'repeats': 3" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["--out", str(tmp_path / "none"), "--repeats", "0"])
     assert "--repeats: expected at least 1, found 0" in capsys.readouterr().err
