@@ -20,6 +20,12 @@ from data_prep.mp3 import count_frames
 
 # Seconds that a segment may reach beyond the end of its recording: timestamps are rounded.
 OVERHANG = 0.5
+# Of these, a sample does not depend on those before it. After a jump, mp3, Vorbis and Opus decode otherwise:
+# wrong at first, in Vorbis at times from another place, and by what was read before, so that an interrupted
+# run, or one with other workers, would end in other bytes. Such a recording is opened anew for each segment.
+_EXACT = re.compile("PCM_|FLOAT|DOUBLE|ULAW|ALAW")
+# Seconds that are decoded before such a segment: the bit reservoir of mp3 reaches back less than a quarter.
+RUN_UP = 0.5
 # libsndfile's note on a wav whose header promises more than there is.
 _CUT_WAV = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
@@ -181,7 +187,23 @@ class ClipReader:
             return to_16_khz(frames.mean(axis=1), recording.samplerate)
 
     def _segment(self, place: Place) -> npt.NDArray[np.float32]:
-        recording = self._open(place.audio)
+        reused = self._recording is not None and self._path == place.audio
+        try:
+            recording = self._open(place.audio)
+            try:
+                return self._cut_out(recording, place)
+            finally:
+                if not _EXACT.match(recording.subtype):
+                    self._close()
+        except soundfile.SoundFileError:
+            # Where it failed once, libsndfile finds no other place in the recording either.
+            self._close()
+            if not reused:
+                raise
+            return self._segment(place)
+
+    def _cut_out(self, recording: soundfile.SoundFile, place: Place) -> npt.NDArray[np.float32]:
+        """A segment of an open recording."""
         rate = recording.samplerate
         if place.channel is not None and not 0 <= place.channel < recording.channels:
             raise UnusableAudio(
@@ -202,8 +224,9 @@ class ClipReader:
                 f"{recording.frames / rate:.3f} s in {place.audio}"
             )
         self._check_length((stop - start) * SAMPLE_RATE / rate)
-        recording.seek(start)
-        frames = recording.read(stop - start, dtype="float32", always_2d=True)
+        begin = start if _EXACT.match(recording.subtype) else max(0, start - round(RUN_UP * rate))
+        recording.seek(begin)
+        frames = recording.read(stop - begin, dtype="float32", always_2d=True)[start - begin :]
         if len(frames) < stop - start:
             raise UnusableAudio(
                 f"truncated audio: {place.audio}: expected {stop - start} frames from {start}, "
@@ -215,15 +238,19 @@ class ClipReader:
     def _open(self, audio: str) -> soundfile.SoundFile:
         """The recording, the open one if it is the same."""
         if self._recording is None or self._path != audio:
-            if self._recording is not None:
-                self._recording.close()
-                self._recording = None
+            self._close()
             if audio_path(audio) != audio:
                 return soundfile.SoundFile(_Data(read_bytes(audio)))
             if not os.path.isfile(audio):
                 raise UnusableAudio(f"no audio file: {audio}")
             self._recording, self._path = soundfile.SoundFile(audio), audio
         return self._recording
+
+    def _close(self) -> None:
+        """Closes the open recording, if there is one."""
+        if self._recording is not None:
+            self._recording.close()
+            self._recording = None
 
 
 class _Data(io.BytesIO):

@@ -1,5 +1,6 @@
 """What hurried people do, and what disks and tables have: one line that says so, never silent harm."""
 
+import io
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ from data_prep.prep_mustc import mustc_corpus
 from data_prep.prep_tsv import Columns, prepare_tsv
 from data_prep.preparation import Preparation, prepare_corpus
 from data_prep.tables import read_table
+from fairseq_samu.data.audio import read_audio
 
 ALONE = Preparation(workers=1)
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -166,6 +168,68 @@ def test_segments_and_lengths_of_what_is_in_an_archive(clip, headers_only):
     spec = f"{archive}:5:{len(data)}"
     assert reader.read(Place(spec)).n_frames == 16_000
     assert reader.read(Place(spec, 0.5, 0.25)).n_frames == 4000
+
+
+@pytest.mark.parametrize(
+    "name,subtype,tolerance",
+    [
+        ("talk.mp3", "MPEG_LAYER_III", 1e-6),
+        ("talk.ogg", "VORBIS", 0),
+        ("talk.ogg", "OPUS", 5e-3),
+        ("talk.flac", "PCM_16", 0),
+        ("talk.wav", "MS_ADPCM", 0),
+    ],
+)
+def test_segments_are_the_same_in_any_order_and_where_they_belong(
+    tmp_path, name, subtype, tolerance
+):
+    random = np.random.default_rng(1)
+    path, rate = tmp_path / name, 16_000
+    with soundfile.SoundFile(path, "w", rate, 1, subtype) as file:
+        for i in range(40):  # of varying loudness and colour
+            wave = np.cumsum(random.normal(0, 1, rate)) if i % 3 else random.normal(0, 30, rate)
+            file.write(0.4 * wave / np.abs(wave).max() * (1 + np.sin(np.arange(rate) / 3000)) / 2)
+    starts = np.sort(random.uniform(0, 37, 30)).round(3)
+    rules = ClipRules(pack="wav")
+
+    def read(order):
+        reader = ClipReader(rules)
+        return {i: reader.read(Place(str(path), float(starts[i]), 1.5)).encoded for i in order}
+
+    forwards, shuffled = read(range(30)), read(random.permutation(30))
+    alone = {i: read([i])[i] for i in range(30)}
+    assert forwards == shuffled == alone
+    whole, _ = soundfile.read(path, dtype="float32")
+    for i, encoded in alone.items():
+        wave, _ = soundfile.read(io.BytesIO(encoded), dtype="float32")
+        begin = round(starts[i] * rate)
+        np.testing.assert_allclose(wave, whole[begin : begin + len(wave)], atol=tolerance + 2**-15)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_damage_in_a_recording_costs_the_segments_in_it_alone(tmp_path, workers):
+    random = np.random.default_rng(1)
+    wave = random.uniform(-0.5, 0.5, 100 * 16_000)
+    soundfile.write(tmp_path / "talk.flac", wave, 16_000)
+    data = bytearray((tmp_path / "talk.flac").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = random.bytes(300)
+    (tmp_path / "talk.flac").write_bytes(data)
+    expected = np.round(wave * 32768) / 32768
+
+    def rows():
+        for i in range(100):
+            yield CorpusRow(str(i), Place(str(tmp_path / "talk.flac"), i, 0.9), f"uno {i}", "es")
+
+    out = tmp_path / "out"
+    options = Preparation(workers=workers, max_dropped=0.1)
+    prepare_corpus(Corpus("damaged", {}, {"train": rows}), out, options)
+    kept = list(zip(read_column(out / "train.tsv", "id"), read_column(out / "train.tsv", "audio")))
+    assert 97 <= len(kept) < 100
+    for utterance, audio in kept:
+        begin = int(utterance) * 16_000
+        np.testing.assert_allclose(
+            read_audio(audio, str(out)), expected[begin : begin + 14_400], atol=2**-15
+        )
 
 
 @pytest.mark.parametrize("headers_only", [False, True])
