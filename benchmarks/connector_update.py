@@ -32,11 +32,11 @@ WORDS_A_SENTENCE = 5
 #: Utterances of a split, and their shortest and longest seconds.
 UTTERANCES = 8
 SECONDS = (4.0, 7.0)
-LONG_SECONDS = (8.0, 14.0)
+SHORT_SECONDS = (2.0, 3.5)
 BATCHES = [
     Batch(peers.SPLIT, 4, SECONDS),
-    Batch(peers.SPLIT, 8, SECONDS),
-    Batch(peers.LONG_SPLIT, 4, LONG_SECONDS),
+    Batch(peers.SPLIT, 2, SECONDS),
+    Batch(peers.SHORT_SPLIT, 4, SHORT_SECONDS),
 ]
 
 TINY_SPEECH = {
@@ -81,7 +81,7 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
         folder.mkdir(exist_ok=True)
         shutil.rmtree(folder / "states", ignore_errors=True)
         _write_corpus(folder, peers.SPLIT, WORDS_A_SENTENCE, SECONDS)
-        _write_corpus(folder, peers.LONG_SPLIT, 2 * WORDS_A_SENTENCE, LONG_SECONDS)
+        _write_corpus(folder, peers.SHORT_SPLIT, WORDS_A_SENTENCE // 2, SHORT_SECONDS)
         _write_models(folder, speech, text)
         rows += _measure_pair(folder, names, batches, device, repeats)
     return rows

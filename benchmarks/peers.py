@@ -37,14 +37,12 @@ from fairseq_samu.import_xm_transformer import import_xm_transformer
 from fairseq_samu.tasks import SpeechToTextSamuTask
 
 RATE = 16_000
-#: Utterances of a split.
-ROWS = 32
 WORDS_A_TARGET = 12
 #: Of the vocabulary, what SentencePiece learned; the rest stands for the words of other languages.
 PIECES = 4_000
 SPLIT = "train"
-#: Utterances and targets that are twice as long.
-LONG_SPLIT = "long"
+#: Utterances and targets that are half as long.
+SHORT_SPLIT = "short"
 
 #: What the peer's decoder and adaptor have, as those of Li et al. 2021 with mBART.
 XM_MODEL = [
@@ -102,9 +100,10 @@ def prepare(folder: Path, size: Size, words: int, seconds: tuple[float, float]) 
         return peers
     data.mkdir(parents=True, exist_ok=True)
     spoken = _write_vocabulary(data, words)
-    for split, times in ((SPLIT, 1), (LONG_SPLIT, 2)):
-        low, high = (times * limit for limit in seconds)
-        write_corpus(data, split, spoken, times * WORDS_A_TARGET, (low, high))
+    rows = 2 * size.utterances
+    for split, part in ((SPLIT, 1), (SHORT_SPLIT, 2)):
+        low, high = (limit / part for limit in seconds)
+        write_corpus(data, split, rows, spoken, WORDS_A_TARGET // part, (low, high))
     write_wav2vec2(peers.wav2vec2, size)
     line = _xm_line(peers, size)
     args = options.parse_args_and_arch(options.get_training_parser(), line)
@@ -215,12 +214,12 @@ class Batch(NamedTuple):
 
 
 def batches(size: Size) -> list[Batch]:
-    """The batch of a size, then one of twice as many utterances, and one of utterances twice as long."""
+    """The batch of a size, then one of half as many utterances, and one of utterances half as long."""
     low, high = size.seconds
     return [
         Batch(SPLIT, size.utterances, (low, high)),
-        Batch(SPLIT, 2 * size.utterances, (low, high)),
-        Batch(LONG_SPLIT, size.utterances, (2 * low, 2 * high)),
+        Batch(SPLIT, size.utterances // 2, (low, high)),
+        Batch(SHORT_SPLIT, size.utterances, (low / 2, high / 2)),
     ]
 
 
@@ -250,22 +249,27 @@ def loss_without_dropout(trainer: Trainer, split: str, rows: Sequence[int]) -> f
 
 
 def write_corpus(
-    data: Path, split: str, words: Sequence[str], length: int, seconds: tuple[float, float]
+    data: Path,
+    split: str,
+    rows: int,
+    words: Sequence[str],
+    length: int,
+    seconds: tuple[float, float],
 ) -> None:
-    """Write noise with ``length`` random words, as a split of either task."""
+    """Write ``rows`` of noise with ``length`` random words, as a split of either task."""
     rng = np.random.default_rng(0)
-    rows = []
-    for number in range(ROWS):
+    written = []
+    for number in range(rows):
         samples = int(RATE * rng.uniform(*seconds))
         path = data / f"{split}-{number}.wav"
         soundfile.write(path, rng.normal(0, 0.1, samples), RATE)
         text = " ".join(rng.choice(words, length))
-        rows.append((str(number), str(path.absolute()), samples, text, "noise"))
-    lines = ["\t".join(map(str, (*row, "en"))) + "\n" for row in rows]
+        written.append((str(number), str(path.absolute()), samples, text, "noise"))
+    lines = ["\t".join(map(str, (*row, "en"))) + "\n" for row in written]
     header = "id\taudio\tn_frames\ttgt_text\tspeaker\ttgt_lang\n"
     (data / f"{xm_split(split)}.tsv").write_text(header + "".join(lines), encoding="utf-8")
     with ManifestWriter(data / f"{split}.tsv") as writer:
-        for row in rows:
+        for row in written:
             writer.write(ManifestRow(*row, row[3], "es", "en"))
 
 

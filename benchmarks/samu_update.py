@@ -160,7 +160,8 @@ def prepare(out: Path, size: Size) -> None:
         return rng.normal(size=(len(texts), TEACHER_DIM)).astype(np.float32)
 
     for batch in peers.batches(size)[::2]:
-        peers.write_corpus(data, batch.split, words, peers.WORDS_A_TARGET, batch.seconds)
+        rows = 2 * batch.utterances
+        peers.write_corpus(data, batch.split, rows, words, peers.WORDS_A_TARGET, batch.seconds)
         teacher = Teacher("random vectors", "0" * 64, TEACHER_DIM, encode)
         embed_manifest(data / f"{batch.split}.tsv", teacher, "labse", "src_text")
     peers.write_wav2vec2(out / "w2v.pt", size)

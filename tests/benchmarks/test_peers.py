@@ -24,7 +24,7 @@ def test_losses_are_the_same(files: peers.Peers) -> None:
         files, "cpu", "--encoder-dropout", "0", "--encoder-attention-dropout", "0", *WITHOUT_DROPOUT
     )
     theirs = peers.xm_transformer(files, SIZES["tiny"], "cpu", *WITHOUT_DROPOUT)
-    rows = [3, 0, 5]
+    rows = [3, 0, 1]
     our_batch, their_batch = (peers.batch(t.task, peers.SPLIT, rows) for t in (ours, theirs))
     for name in ("src_tokens", "src_lengths", "prev_output_tokens"):
         torch.testing.assert_close(our_batch["net_input"][name], their_batch["net_input"][name])

@@ -41,8 +41,8 @@ def test_a_comparison_has_batches_of_three_sizes(folder):
     rows = samu_update.compare_times(folder, SIZE, "cpu", BF16, 2)
     assert [row.figure for row in rows] == [
         "bf16 autocast, 2 × 0.4 to 0.8 s",
-        "bf16 autocast, 4 × 0.4 to 0.8 s",
-        "bf16 autocast, 2 × 0.8 to 1.6 s",
+        "bf16 autocast, 1 × 0.4 to 0.8 s",
+        "bf16 autocast, 2 × 0.2 to 0.4 s",
     ]
     assert 0 < float(rows[0].same.split()[-3]) < 0.05
 

@@ -53,7 +53,9 @@ def test_both_train_the_same(name, files, tmp_path, monkeypatch):
 
 def test_a_comparison_has_all_ways_and_sees_that_losses_are_the_same(files):
     choice = CHOICES["top 1 and 1 layers"]
-    rows = compare_times(files, SIZE, "cpu", choice, [Batch(peers.LONG_SPLIT, 2, (1, 1))], "few", 2)
+    rows = compare_times(
+        files, SIZE, "cpu", choice, [Batch(peers.SHORT_SPLIT, 2, (1, 1))], "few", 2
+    )
     assert [row.target for row in rows] == [1.5] * len(WAYS["cpu"][0])
     assert all(len(values) == 2 for row in rows for values in (row.ours, row.theirs))
     assert rows[0].figure == "top 1 and 1 layers, fp32, 2 × 1 to 1 s, few"
