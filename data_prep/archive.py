@@ -22,6 +22,7 @@ import numpy.typing as npt
 import soundfile
 
 from data_prep.atomic import ReplacedFile
+from data_prep.interrupt import held_back
 
 SAMPLE_RATE = 16_000
 # The earliest time a zip can hold, for the same bytes whenever the archive is made.
@@ -49,7 +50,8 @@ def encode_audio(wave: npt.NDArray[np.float32], container: str) -> bytes:
         raise ValueError("expected finite samples, found NaN or infinity")
     samples = np.clip(np.rint(wave * 32_768.0), -32_768, 32_767).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE, format=container, subtype="PCM_16")
+    with held_back():
+        soundfile.write(buffer, samples, SAMPLE_RATE, format=container, subtype="PCM_16")
     return buffer.getvalue()
 
 

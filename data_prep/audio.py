@@ -12,6 +12,7 @@ import soundfile
 import soxr
 
 from data_prep.archive import SAMPLE_RATE
+from data_prep.interrupt import held_back
 
 _SLICE = re.compile(r"(?P<path>.+):(?P<offset>\d+):(?P<length>\d+)")
 
@@ -59,7 +60,8 @@ def audio_path(spec: str) -> str:
 def decode_audio(data: bytes, name: str) -> npt.NDArray[np.float32]:
     """Decodes a whole audio file, as `read_audio` does; `name` is for error messages."""
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with held_back():
+            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", error)
         raise ValueError(f"{name}: expected audio, found: {reason}") from error

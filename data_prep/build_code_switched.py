@@ -438,6 +438,8 @@ def main() -> None:
             options.audio_root,
             progress=True,
         )
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted: what is there is whole, the same command begins anew\n")
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     print(report)

@@ -416,6 +416,8 @@ def main() -> None:
             options.workers,
             progress=True,
         )
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted: what is there is whole, the same command begins anew\n")
     except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         parser.exit(1, f"error: {error}\n")
     for split, report in reports.items():

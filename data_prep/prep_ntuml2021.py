@@ -186,6 +186,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         reports = prepare_ntuml2021(options.corpus, options.out, options.max_dropped, progress=True)
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted: what is there is whole, the same command begins anew\n")
     except (ModuleNotFoundError, OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     for split, report in reports.items():
