@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -166,7 +167,7 @@ def run_command(
         print(f"finished before, nothing was done: to prepare the corpus anew, remove {out}")
     elif parts > 1:
         print(f"part {part} of {parts}, {time.monotonic() - begin:.1f} s; when all are done:")
-        print(f"python -m data_prep.merge_shards --out {out}")
+        print(f"python -m data_prep.merge_shards --out {shlex.quote(out)}")
     else:
         for remark in summary.remarks():
             print(remark)

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from data_prep.command import share, where
 from data_prep.journal import Journal, Progress
-from data_prep.outcome import WORK, is_finished, remove_work, set_work_aside, write_outcome
+from data_prep.outcome import (
+    DUPLICATES,
+    WORK,
+    is_finished,
+    remove_work,
+    set_work_aside,
+    write_outcome,
+)
 from data_prep.preparation import Preparation
 from data_prep.summary import Summary
 
@@ -103,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {split}")
     for remark in summary.remarks():
         print(remark)
+    if summary.duplicates:
+        print(f"{options.out}/{DUPLICATES} lists what splits share")
     print(f"{options.out}/summary.md has more")
 
 

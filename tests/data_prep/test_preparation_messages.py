@@ -107,6 +107,8 @@ def test_parts_say_how_they_become_one(prepare, capsys):
             "train: 40 rows, 0.7 min; 0 dropped", "out/summary.md has more",
         ]  # fmt: skip
     assert prepare("--shard", "1/2")[1][-1].startswith("finished before, nothing was done")
+    merge = prepare("--shard", "0/2", "--out", "my data")[1][-1]
+    assert merge == "python -m data_prep.merge_shards --out 'my data'"
 
 
 @pytest.mark.parametrize(
