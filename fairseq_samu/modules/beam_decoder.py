@@ -97,9 +97,8 @@ class _Layer:
         self._encoder_values = _split(linear(attention.v_proj)(states), self._heads)
         self._encoder_query, self._encoder_out = map(linear, (attention.q_proj, attention.out_proj))
         own = layer.self_attn
-        self._query, self._key, self._value, self._out = map(
-            linear, (own.q_proj, own.k_proj, own.v_proj, own.out_proj)
-        )
+        self._projections = linear(own.q_proj, own.k_proj, own.v_proj)
+        self._out = linear(own.out_proj)
         self._fc1, self._fc2 = map(linear, (layer.fc1, layer.fc2))
         #: Keys and values of the tokens so far, shape (B x W or more, room for tokens, 2, C), and memory to
         #: move them to.
@@ -134,10 +133,10 @@ class _Layer:
         """Attend to the tokens so far."""
         flat = x.flatten(0, 1)
         past = self._moved(rows, length, flat)
-        past[:, length - 1, 0] = self._key(flat)
-        past[:, length - 1, 1] = self._value(flat)
+        query, now = self._projections(flat).tensor_split((x.size(-1),), -1)
+        past[:, length - 1] = now.unflatten(-1, (2, -1))
         found = F.scaled_dot_product_attention(
-            _split(self._query(flat).unsqueeze(1), self._heads),
+            _split(query.unsqueeze(1), self._heads),
             _split(past[:, :length, 0], self._heads),
             _split(past[:, :length, 1], self._heads),
         )

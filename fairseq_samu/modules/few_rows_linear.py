@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -25,18 +25,18 @@ class _Known(NamedTuple):
     """A weight as it was last seen.
 
     Attributes:
-        mark: where it lies and how often it changed.
-        sample: some of its entries.
+        marks: where it, or each of those side by side, lies and how often it changed.
+        sample: some of their entries.
         packed: a copy in the order in which oneDNN reads it; None the first time.
     """
 
-    mark: tuple[Any, ...]
+    marks: tuple[Any, ...]
     sample: Tensor
     packed: Tensor | None
 
 
 class FewRowsLinear:
-    """Makes functions that do what linear layers do, without gradients.
+    """Makes functions that do what linear layers do, without gradients; one for several of one input.
 
     In single precision on a processor torch calls MKL, which with the 8 to 100 rows of a beam search
     takes twice as long as oneDNN on AMD's processors. A weight that comes a second time, unchanged, is
@@ -47,24 +47,51 @@ class FewRowsLinear:
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[nn.Linear, _Known] = WeakKeyDictionary()
 
-    def __call__(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-        """Make a function (…, in_features) → (…, out_features), good until the weight changes."""
-        weight = layer.weight
-        if _ONE_DNN is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return partial(F.linear, weight=weight, bias=layer.bias)
-        mark = (weight.data_ptr(), weight._version, weight.shape, weight.stride())
-        entries = weight.detach().flatten()
-        sample = entries[:: max(1, len(entries) // _SAMPLE)]
-        known, packed = self._known.get(layer), None
-        if known is not None and known.mark == mark and torch.equal(known.sample, sample):
-            packed = known.packed
-            if packed is None:
-                packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-        self._known[layer] = _Known(mark, sample.clone(), packed)
-        return partial(_product, weight if packed is None else packed, layer.bias)
+    def __call__(self, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+        """Make a function (…, in_features) → (…, out_features of all), good until a weight changes."""
+        first = layers[0].weight
+        if _ONE_DNN is None or first.device.type != "cpu" or first.dtype != torch.float32:
+            return partial(_own_product, *_joined(layers))
+        marks = tuple(
+            (weight.data_ptr(), weight._version, weight.shape, weight.stride())
+            for weight in (layer.weight for layer in layers)
+        )
+        sample = torch.cat([_sample(layer.weight) for layer in layers])
+        known = self._known.get(layers[0])
+        if known is None or known.marks != marks or not torch.equal(known.sample, sample):
+            self._known[layers[0]] = _Known(marks, sample, None)
+            return partial(_one_dnn_product, *_joined(layers))
+        weight, bias = _joined(layers) if known.packed is None else (known.packed, _bias(layers))
+        if known.packed is None:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+            self._known[layers[0]] = known._replace(packed=weight)
+        return partial(_one_dnn_product, weight, bias)
 
 
-def _product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+def _sample(weight: Tensor) -> Tensor:
+    entries = weight.detach().flatten()
+    return entries[:: max(1, len(entries) // _SAMPLE)]
+
+
+def _joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of layers side by side."""
+    if len(layers) == 1:
+        return layers[0].weight.detach(), layers[0].bias
+    return torch.cat([layer.weight.detach() for layer in layers]), _bias(layers)
+
+
+def _bias(layers: Sequence[nn.Linear]) -> Tensor | None:
+    """Biases side by side, which all layers have or none."""
+    if layers[0].bias is None or len(layers) == 1:
+        return layers[0].bias
+    return torch.cat([layer.bias.detach() for layer in layers])
+
+
+def _own_product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _one_dnn_product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     assert _ONE_DNN is not None
     found: Tensor = _ONE_DNN(x, weight, bias, "none", [], "")
     return found

@@ -32,16 +32,15 @@ def log_normalizers(logits: Tensor) -> Tensor:
 
     Not a number, or infinite, where logits are.
     """
-    if logits.device.type != "cpu" or logits.size(-1) <= SLICE:
+    if logits.device.type != "cpu":
         return logits.logsumexp(-1)
-    rows = logits.flatten(0, -2)
-    largest = rows.amax(-1, keepdim=True)
-    total = torch.zeros_like(largest[:, 0])
-    scratch = torch.empty_like(rows[:, :SLICE])
-    for part in rows.split(SLICE, 1):
-        shifted = torch.sub(part, largest, out=scratch[:, : part.size(1)])
-        total += shifted.exp_().sum(-1)
-    return (total.log() + largest[:, 0]).view(logits.shape[:-1])
+    # On a processor the largest probability tells the sum faster than torch's own logsumexp.
+    parts = []
+    for part in logits.split(SLICE, -1):
+        largest = part.amax(-1)
+        normalizers = largest - part.softmax(-1).amax(-1).log()
+        parts.append(torch.where(largest == -torch.inf, largest, normalizers))
+    return parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(0)
 
 
 def top_candidates(logits: Tensor, normalizers: Tensor, scores: Tensor, k: int) -> Candidates:

@@ -24,6 +24,19 @@ def test_products_are_those_of_the_layer(dtype: torch.dtype, bias: bool) -> None
         assert close(product(x[0]), layer(x[0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_layers_side_by_side(dtype: torch.dtype, bias: bool) -> None:
+    layers = [nn.Linear(7, width, bias=bias).to(dtype) for width in (5, 3, 4)]
+    linear, x = FewRowsLinear(), torch.randn(2, 7).to(dtype)
+    for turn in range(4):
+        found = linear(*layers)(x)
+        assert close(found, torch.cat([layer(x) for layer in layers], -1))
+        if turn == 2:  # the last of them alone changes
+            layers[2].weight.data.mul_(2)
+
+
 needs_one_dnn = pytest.mark.skipif(
     few_rows_linear._ONE_DNN is None, reason="needs oneDNN's product of torch 2"
 )

@@ -50,6 +50,7 @@ def test_equal_scores_are_each_taken_once() -> None:
 def large(rows: int, symbols: int) -> Tensor:
     logits = 5 * torch.randn(2, rows, symbols)
     logits[0, 0] += 1000  # exponentials of it alone would be infinite
+    logits[1, 0, 100:300] = -torch.inf  # whole slices that cannot be
     return logits
 
 
