@@ -134,7 +134,7 @@ class _Layer:
         flat = x.flatten(0, 1)
         past = self._moved(rows, length, flat)
         query, now = self._projections(flat).tensor_split((x.size(-1),), -1)
-        past[:, length - 1] = now.unflatten(-1, (2, -1))
+        past[:, length - 1] = now.view(len(now), 2, -1)
         found = F.scaled_dot_product_attention(
             _split(query.unsqueeze(1), self._heads),
             _split(past[:, :length, 0], self._heads),
@@ -171,7 +171,7 @@ class _Layer:
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """(B, L, C) → (B, H, L, C / H)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:
