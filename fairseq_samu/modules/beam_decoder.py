@@ -18,8 +18,8 @@ class BeamDecoder:
     """Runs fairseq's Transformer decoder for the hypotheses of a beam search.
 
     It computes what the decoder's own incremental forward does. Keys and values of the encoder's output
-    exist once for a sentence, whatever hypotheses it has, and are never moved while it is translated; those
-    of tokens are moved only where a hypothesis continues another one's.
+    exist once for a sentence, whatever hypotheses it has, and are not moved when these change places; those
+    of tokens are, from one piece of memory to another and back.
 
     Args:
         decoder: a ``fairseq_samu.models.xlsr_mbart_st.TextDecoder`` in evaluation mode: fairseq's
