@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
+from fairseq_samu.modules.dropout import attention_with_dropout
+
 #: torch 1 has no fused kernels.
 FUSED = hasattr(F, "scaled_dot_product_attention")
 
@@ -61,14 +63,16 @@ class Attention(MultiheadAttention):
             project(x).view(-1, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
             for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
-        mask = attn_mask
+        mask = None if attn_mask is None else attn_mask.to(q.dtype)
         if key_padding_mask is not None:
             padded = key_padding_mask.view(batch, 1, 1, -1)
-            mask = ~padded if mask is None else mask.masked_fill(padded, float("-inf"))
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(q.dtype)
+            above = q.new_zeros(()) if mask is None else mask
+            mask = above.masked_fill(padded, float("-inf"))
         dropout = self.dropout_module.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        if 0 < dropout < 1 and q.device.type == "cpu":
+            attended = attention_with_dropout(q, k, v, mask, dropout)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         attended = attended.permute(2, 0, 1, 3).reshape(length, batch, width)
         return self.out_proj(attended), None
 

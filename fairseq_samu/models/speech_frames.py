@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fairseq_samu.models.attention import fused
 from fairseq_samu.modules.adapter import Adapter
+from fairseq_samu.modules.dropout import Dropout
 from fairseq_samu.modules.late_training import LateTraining
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.layer_weighting import LayerWeighting
@@ -27,6 +28,9 @@ from fairseq_samu.modules.span_mask import span_mask
 from fairseq_samu.modules.strided_conv import StridedConv
 from fairseq_samu.modules.trained_parts import Transformer
 from fairseq_samu.pretrained.conv_layers import parse_conv_layers
+
+#: Samples, with padding, that the extractor reads at a time where it does not train.
+SAMPLES_AT_A_TIME = 2**17
 
 
 class SpeechLayer(TransformerSentenceEncoderLayer):
@@ -40,6 +44,8 @@ class SpeechLayer(TransformerSentenceEncoderLayer):
     def __init__(self, layerdrop: float, **shape: Any) -> None:
         super().__init__(**shape)
         fused(self.self_attn)
+        for name in ("dropout1", "dropout2", "dropout3"):
+            setattr(self, name, Dropout(getattr(self, name).p))
         self.layerdrop = layerdrop
         self.attention_adapter: nn.Module = nn.Identity()
         self.ffn_adapter: nn.Module = nn.Identity()
@@ -177,8 +183,11 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
         """Compute what the frames are made of: every layer (T, B, D) that counts, the last one last."""
         x = nn.functional.pad(wave, (0, max(0, self.receptive_field - wave.size(1))))
         trains = any(p.requires_grad for p in self.feature_extractor.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+        if torch.is_grad_enabled() and trains:
             x, lengths = self._extract(x, lengths)
+        else:
+            with torch.no_grad():
+                x, lengths = self._extract_in_parts(x, lengths)
         if x.requires_grad and self.feature_grad_mult != 1.0:
             x = GradMultiply.apply(x, self.feature_grad_mult)
         x = self.layer_norm(x)
@@ -205,6 +214,17 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
         if self.encoder.layer_norm_first:
             layers = [self.encoder.layer_norm(layer) for layer in layers]
         return layers, padding_mask
+
+    def _extract_in_parts(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the convolutions over some utterances at a time; see ``_extract``.
+
+        The first ones give 200 times as many numbers as they read; of the rest of the batch these need
+        not be in memory.
+        """
+        rows = max(1, SAMPLES_AT_A_TIME // wave.size(1))
+        parts = [self._extract(*part) for part in zip(wave.split(rows), lengths.split(rows))]
+        frames, counts = zip(*parts)
+        return torch.cat(frames), torch.cat(counts)
 
     def _extract(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Run the convolutions: (B, S) → (B, T, D), and the frames of every utterance."""

@@ -57,3 +57,13 @@ def test_dropout_in_training_alone():
     assert not torch.allclose(once, again)
     once, again = (ours.eval()(x, x, x, need_weights=False)[0] for _ in range(2))
     assert torch.equal(once, again)
+
+
+def test_dropout_keeps_the_mean():
+    _, ours = make(self_attention=True, dropout=0.2)
+    x = torch.randn(9, 1, 16).repeat(1, 4000, 1)
+    padded = (torch.arange(9) >= 7).repeat(4000, 1)
+    with torch.no_grad():
+        expected = ours.eval()(x, x, x, padded, need_weights=False)[0][:, 0]
+        found = ours.train()(x, x, x, padded, need_weights=False)[0].mean(1)
+    assert torch.allclose(found, expected, atol=0.01)

@@ -11,6 +11,7 @@ from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from fairseq_samu.models import speech_frames
 from fairseq_samu.models.speech_encoder import SpeechEncoder, build_speech_frames
 from fairseq_samu.models.speech_encoder_config import SpeechEncoderConfig
 from fairseq_samu.models.speech_frames import SpeechFrames
@@ -201,6 +202,23 @@ def test_layer_drop_skips_whole_layers() -> None:
     wave, lengths = batch_of([2001, 1500])
     assert torch.equal(frames.train()(wave, lengths)[0], none(wave, lengths)[0])
     assert not torch.allclose(frames.eval()(wave, lengths)[0], none(wave, lengths)[0], atol=0.1)
+
+
+@pytest.mark.parametrize("cfg", STYLES, ids=STYLE_NAMES)
+def test_a_frozen_extractor_reads_some_utterances_at_a_time(
+    cfg: Wav2Vec2Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ours = fairseqs_and_ours(cfg)
+    wave, lengths = batch_of([3001, 2222, 1500, 900, 420])
+    read = []
+    extract = ours._extract
+    monkeypatch.setattr(ours, "_extract", lambda *part: read.append(len(part[0])) or extract(*part))
+    with torch.no_grad():
+        expected, mask = ours(wave, lengths)
+        monkeypatch.setattr(speech_frames, "SAMPLES_AT_A_TIME", 7000)
+        found, same_mask = ours(wave, lengths)
+    assert read == [5, 2, 2, 1]
+    assert torch.allclose(found, expected, atol=1e-5) and torch.equal(mask, same_mask)
 
 
 # --- Gradients ------------------------------------------------------------------------------------
