@@ -66,8 +66,8 @@ def attention_with_dropout(
     """Attend with dropout of the weights, on a CPU.
 
     Where weights are dropped, torch has no fused kernel for a CPU and keeps three matrices of weights for
-    the gradient. This keeps what was dropped, a byte for each weight. It computes the weights of one utterance at
-    a time, and again in the backward pass.
+    the gradient. This keeps what was dropped, a byte for each weight. It computes the weights of one
+    utterance at a time, and again in the backward pass.
 
     Args:
         q: queries, shape (B, H, L, D).
