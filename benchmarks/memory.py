@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import re
@@ -30,6 +31,7 @@ def peak_mib(device: str, build: Callable[..., Callable[[], object]], *args: Any
     Raises:
         RuntimeError: the other process ended without an answer.
     """
+    gc.collect()  # the other process may need the room of trainers that are held by reference cycles
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, device, build, args))

@@ -125,7 +125,7 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
         device: ``cpu`` or ``cuda``.
         repeats: timed updates.
     """
-    files, files_250k = (
+    files, large_files = (
         peers.prepare(out / f"{words}_words", size, words, size.seconds)
         for words in size.vocabularies
     )
@@ -134,12 +134,12 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
     base = batches[0]
     small, large = (f"{words:,} words" for words in size.vocabularies)
     rows = compare_times(files, size, device, full, batches, small, repeats)
-    rows += compare_times(files_250k, size, device, full, [base], large, max(2, repeats // 2))
+    rows += compare_times(large_files, size, device, full, [base], large, max(2, repeats // 2))
     for choice in partial_choices:
         rows += compare_times(files, size, device, choice, [base], small, repeats)
     for choice in (full, *partial_choices):
         rows += compare_memory(files, size, device, choice, base, small)
-    rows += compare_memory(files_250k, size, device, full, base, large)
+    rows += compare_memory(large_files, size, device, full, base, large)
     return rows
 
 
