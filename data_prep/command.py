@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -155,6 +156,7 @@ def run_command(
     try:
         summary = prepare_corpus(make_corpus(options), options.out, preparation, progress=True)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses again shall not see a traceback
         parser.exit(130, "interrupted: the same command goes on\n")
     except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
         parser.exit(1, f"error: {error}{where(error, options.out)}\n")

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, TypeVar
 
 from data_prep.corpus import BadRow, CorpusRow
+from data_prep.interrupt import held_back
 
 Result = TypeVar("Result")
 
@@ -151,7 +152,9 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         """Ends the processes; work that nobody waits for is given up."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        # A second Ctrl-C in here would leave processes that wait for each other.
+        with held_back():
+            self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker() -> None:

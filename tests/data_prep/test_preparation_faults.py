@@ -1,11 +1,13 @@
 """What hurried people do, and what disks and tables have: one line that says so, never silent harm."""
 
+import contextlib
 import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -345,7 +347,10 @@ def test_ctrl_c_is_heard_while_one_worker_decodes(clip, tmp_path):
         more = running.stderr.read(1)
         assert more, seen
         seen += more
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, workers too
+    for _ in range(4):  # by somebody impatient
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does, workers too
+        time.sleep(0.03)
     _, rest = running.communicate(timeout=20)
     assert running.returncode == 130 and "Traceback" not in rest
     assert rest.endswith("interrupted: the same command goes on\n")
