@@ -119,6 +119,30 @@ def test_a_partly_frozen_network_keeps_its_dropout():
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize(
+    "chosen, first",
+    [("top-1", 2), ("top-2", 1), ("adapters", 0), ("attention", 0), ("none", None), ("all", None)],
+)
+def test_nothing_is_kept_below_the_first_layer_that_trains(chosen, first):
+    """What a gradient needs is most of the memory, and computing it two thirds of the time."""
+    options = {"mask_prob": 0.0, "encoder_adapter_dim": 4, "train_encoder": chosen}
+    frames = build(TRANSLATOR, **options)[0].train().encoder.wav2vec2
+    kept, below = [], []
+    for layer in frames.encoder.layers:
+        layer.register_forward_pre_hook(
+            lambda _, inputs: below.append((inputs[0].requires_grad, len(kept)))
+        )
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        frames(*batch())
+    if chosen == "all":
+        assert below[0][0] and below[0][1] > 0
+    elif first is None:
+        assert below == [(False, 0)] * 3 and not kept
+    else:
+        assert below[: first + 1] == [(False, 0)] * (first + 1)
+        assert all(graph and count for graph, count in below[first + 1 :]) and kept
+
+
 def graded(model):
     """Names of the parameters that a backward pass reaches."""
     model.zero_grad(set_to_none=True)
