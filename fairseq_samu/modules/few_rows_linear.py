@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-#: oneDNN's product in single precision; None where torch has none.
-_ONE_DNN = (
-    torch.ops.mkldnn._linear_pointwise
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    else None
-)
+from fairseq_samu.modules.matrix_product import onednn_is_faster
+
 #: Entries of a weight by which a change is noticed that torch does not count: that of ``weight.data``.
 _SAMPLE = 64
 
@@ -38,10 +34,10 @@ class _Known(NamedTuple):
 class FewRowsLinear:
     """Makes functions that do what linear layers do, without gradients; one for several of one input.
 
-    In single precision on a processor torch calls MKL, which with the 8 to 100 rows of a beam search
-    takes twice as long as oneDNN on AMD's processors. A weight that comes a second time, unchanged, is
-    packed: copied once into the order in which oneDNN reads it, which saves another fifth and costs as
-    much memory again. Elsewhere the layers' own products are used.
+    Where oneDNN is faster (see ``matrix_product``), it does the products. A weight that comes a second
+    time, unchanged, is packed: copied once into the order in which oneDNN reads it, which saves another
+    fifth with the 8 to 100 rows of a beam search and costs as much memory again. Elsewhere the layers'
+    own products are used.
     """
 
     def __init__(self) -> None:
@@ -50,7 +46,8 @@ class FewRowsLinear:
     def __call__(self, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
         """Make a function (…, in_features) → (…, out_features of all), good until a weight changes."""
         first = layers[0].weight
-        if _ONE_DNN is None or first.device.type != "cpu" or first.dtype != torch.float32:
+        on_cpu = first.device.type == "cpu" and first.dtype == torch.float32
+        if not (on_cpu and onednn_is_faster()):
             return partial(_own_product, *_joined(layers))
         marks = tuple(
             (weight.data_ptr(), weight._version, weight.shape, weight.stride())
@@ -92,6 +89,5 @@ def _own_product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _one_dnn_product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    assert _ONE_DNN is not None
-    found: Tensor = _ONE_DNN(x, weight, bias, "none", [], "")
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
