@@ -56,6 +56,11 @@ WAYS: dict[str, list[list[Pair]]] = {
 }
 
 
+#: Layers computed again in the backward pass; measured where memory has a target. The peer has it for its
+#: decoder alone, and keeps everything, as by default.
+RECOMPUTED = ("--checkpoint-activations",)
+
+
 class Choice(NamedTuple):
     """What trains.
 
@@ -176,7 +181,7 @@ def compare_times(
 ) -> list[Comparison]:
     """Time updates of both sides, in all ways of a group in turn; ``words`` names the vocabulary."""
     rows = []
-    for group in WAYS[device]:
+    for group in _groups(device, choice):
         trainers = {
             (side, way): build(side, files, size, device, choice, way)
             for side, way in _sides(group)
@@ -211,7 +216,7 @@ def compare_memory(
 ) -> list[Comparison]:
     """Measure the memory of updates, each in a process of its own."""
     rows = []
-    for group in WAYS[device]:
+    for group in _groups(device, choice):
         runs = {
             (side, way): partial(
                 peak_mib, device, build_step, side, files, size, device, choice, way, batch
@@ -227,6 +232,22 @@ def compare_memory(
             for our_way, their_way, _ in group
         ]  # fmt: skip
     return rows
+
+
+def _groups(device: str, choice: Choice) -> list[list[Pair]]:
+    """Ways to measure in turn."""
+    groups = WAYS[device]
+    if choice.memory_target is None:
+        return groups
+    return [
+        [*group, *((_recomputing(ours), theirs, target) for ours, theirs, target in group)]
+        for group in groups
+    ]
+
+
+def _recomputing(way: Way) -> Way:
+    name = f"{way.name}, {' '.join(RECOMPUTED)}"
+    return way._replace(name=name, options=(*way.options, *RECOMPUTED))
 
 
 def _sides(group: Sequence[Pair]) -> list[tuple[str, Way]]:

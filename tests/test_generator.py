@@ -21,7 +21,7 @@ from fairseq_samu.generator import (
     TaggedSequenceGenerator,
     choose_generator,
 )
-from fairseq_samu.models.xlsr_mbart_st import TextDecoder
+from fairseq_samu.models.text_decoder import TextDecoder
 from helpers.given_states import Given
 
 needs_fast_path = pytest.mark.skipif(

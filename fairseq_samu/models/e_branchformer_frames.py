@@ -19,6 +19,7 @@ from fairseq_samu.modules.log_mel import HOP, WINDOW, LogMel
 from fairseq_samu.modules.masked_group_norm import MaskedGroupNorm
 from fairseq_samu.modules.padding import padding_mask as make_padding_mask
 from fairseq_samu.modules.padding import window_count
+from fairseq_samu.modules.recomputation import run_layer
 from fairseq_samu.modules.span_mask import span_mask
 from fairseq_samu.modules.trained_parts import Transformer
 
@@ -59,6 +60,7 @@ class EBranchformerFrames(LateTraining, nn.Module):
         adapter_dim: width of the adapters' bottleneck in every block; 0 = no adapters.
         layer_weighting: make the frames a learned mixture of all blocks, and of what the first one
             reads, each through the final norm.
+        recomputes: keep only what enters a block, and compute the rest again in the backward pass.
 
     Source: Kim et al. 2022 (arXiv 2210.00077); masks: SpecAugment, Park et al. 2019 (arXiv 1904.08779).
     """
@@ -84,9 +86,11 @@ class EBranchformerFrames(LateTraining, nn.Module):
         espnet_stft: tuple[int, int] | None = None,
         adapter_dim: int = 0,
         layer_weighting: bool = False,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
+        self.recomputes = recomputes
         self.masks = (mask_prob, mask_length), (mask_channel_prob, mask_channel_length)
         self.log_mel = LogMel() if espnet_stft is None else EspnetLogMel(*espnet_stft)
         norm = MaskedGroupNorm if espnet_stft is None else GlobalNorm
@@ -165,7 +169,8 @@ class EBranchformerFrames(LateTraining, nn.Module):
         positions = self.dropout(positions)
         layers = [x]
         for block in self.encoders:
-            layers.append(block(layers[-1], positions, padding_mask))
+            recomputes = self.recomputes and self.training
+            layers.append(run_layer(block, recomputes, layers[-1], positions, padding_mask))
             if self.layer_weighting is None:
                 del layers[0]  # frees its memory where no gradient needs it
         return [self.after_norm(layer) for layer in layers], padding_mask

@@ -221,6 +221,7 @@ def _new_frames(cfg: Any) -> Frames:
             str(cfg.encoder_features),
             cfg.encoder_adapter_dim,
             cfg.encoder_layer_weighting,
+            cfg.checkpoint_activations,
         )
     return EBranchformerFrames(
         width=cfg.encoder_embed_dim,
@@ -241,6 +242,7 @@ def _new_frames(cfg: Any) -> Frames:
         espnet_stft=espnet_stft(cfg.encoder_espnet_stft),
         adapter_dim=cfg.encoder_adapter_dim,
         layer_weighting=cfg.encoder_layer_weighting,
+        recomputes=cfg.checkpoint_activations,
     )
 
 

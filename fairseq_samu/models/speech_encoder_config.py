@@ -167,6 +167,13 @@ class SpeechEncoderConfig(FairseqDataclass):
         default=False,
         metadata={"help": "frames are a learned mixture of all encoder layers, not the last layer"},
     )
+    checkpoint_activations: bool = field(
+        default=False,
+        metadata={
+            "help": "keep only what enters the layers of encoder and decoder, and compute the rest again in "
+            "the backward pass: much less memory for long utterances and large batches, a quarter more time"
+        },
+    )
     pooling: ChoiceEnum(list(POOLINGS)) = field(  # type: ignore[valid-type]
         default="attention",
         metadata={

@@ -24,6 +24,7 @@ from fairseq_samu.modules.log_mel import HOP, WINDOW, LogMel
 from fairseq_samu.modules.masked_group_norm import MaskedGroupNorm
 from fairseq_samu.modules.padding import padding_mask as make_padding_mask
 from fairseq_samu.modules.padding import window_count
+from fairseq_samu.modules.recomputation import run_layer
 from fairseq_samu.modules.span_mask import span_mask
 from fairseq_samu.modules.strided_conv import StridedConv
 from fairseq_samu.modules.trained_parts import Transformer
@@ -94,6 +95,7 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
         layer_weighting: make the frames a learned mixture of all layers, and of what the first one
             reads. The layers of a pre-norm encoder pass through its final norm for that, because
             the deeper they are the larger is what they give.
+        recomputes: keep only what enters a layer, and compute the rest again in the backward pass.
 
     Source: Baevski et al. 2020 (arXiv 2006.11477), Section 2; Babu et al. 2021 (arXiv 2111.09296).
     """
@@ -104,8 +106,10 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
         features: str = "waveform",
         adapter_dim: int = 0,
         layer_weighting: bool = False,
+        recomputes: bool = False,
     ) -> None:
         super().__init__(replace(cfg, encoder_layers=0))
+        self.recomputes = recomputes
         self.remove_pretraining_modules()
         self.cfg = cfg
         self.width: int = cfg.encoder_embed_dim
@@ -208,7 +212,8 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
         # To look at a mask would make a GPU wait.
         padded = None if not x.is_cuda and not padding_mask.any() else padding_mask
         for layer in self.encoder.layers:
-            layers.append(layer(layers[-1], padded))
+            recomputes = self.recomputes and self.training
+            layers.append(run_layer(layer, recomputes, layers[-1], padded))
             if self.layer_weighting is None:
                 del layers[0]  # frees its memory where no gradient needs it
         if self.encoder.layer_norm_first:

@@ -1,19 +1,17 @@
 """Speech translation: wav2vec 2.0 encoder, length adaptor, Transformer (mBART) decoder."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Optional
 
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
-from fairseq.models.transformer import Embedding, TransformerConfig, TransformerDecoderBase
+from fairseq.models.transformer import Embedding
 from fairseq.modules import SinusoidalPositionalEmbedding
-from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from omegaconf import II
-from torch import Tensor, nn
+from torch import nn
 
 from fairseq_samu import compat
-from fairseq_samu.models.attention import fused
 from fairseq_samu.models.pretrained_decoder import adopt_text_decoder, load_weights
 from fairseq_samu.models.recorded_model import (
     agree_with_task,
@@ -31,20 +29,11 @@ from fairseq_samu.models.speech_encoder_config import (
     check_heads,
     check_numbers,
 )
+from fairseq_samu.models.text_decoder import TextDecoder, clear_unfilled
 from fairseq_samu.models.translator import Translator
-from fairseq_samu.modules.adapter import Adapter
-from fairseq_samu.modules.beam_decoder import BeamDecoder
 from fairseq_samu.modules.encoder_view import VIEWS, PooledView, ProjectedView
-from fairseq_samu.modules.few_rows_linear import FewRowsLinear
-from fairseq_samu.modules.late_training import (
-    LateTraining,
-    expected_by_workers,
-    without_gradients,
-)
-from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor, LinearAdaptor, NoAdaptor
 from fairseq_samu.modules.sentence_head import SentenceHead
-from fairseq_samu.modules.trained_parts import Transformer
 from fairseq_samu.pretrained.file_digest import tensors_digest
 
 ADAPTORS = ChoiceEnum(["none", "linear", "conv"])
@@ -179,82 +168,6 @@ class XlsrMbartStConfig(SpeechEncoderConfig):
     max_target_positions: int = II("task.max_target_positions")
 
 
-class TextDecoderLayer(TransformerDecoderLayerBase):
-    """A decoder layer that training may skip, with an adapter behind it if wanted."""
-
-    layerdrop = 0.0
-
-    def __init__(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> None:
-        super().__init__(cfg, no_encoder_attn)
-        fused(self.self_attn)
-        fused(self.encoder_attn)
-        self.adapter: nn.Module = nn.Identity()
-
-    def forward(
-        self, x: Tensor, encoder_out: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Any, Any]:
-        """Transform ``x`` (L, B, C); returns it with fairseq's attention and state."""
-        if is_dropped(self, self.layerdrop):
-            # The encoder too must get a gradient, should all layers be skipped.
-            return keep_in_graph(x, [*self.parameters(), encoder_out]), None, None
-        x, attention, state = super().forward(x, encoder_out, *args, **kwargs)
-        return self.adapter(x), attention, state
-
-
-class TextDecoder(LateTraining, TransformerDecoderBase):
-    """fairseq's Transformer decoder, whose skipped layers still get a gradient (of zero).
-
-    Args:
-        cfg: sizes and dropout.
-        dictionary: target symbols.
-        embed_tokens: embedding of the target symbols.
-        layerdrop: probability of skipping a layer in training.
-        adapter_dim: width of the bottleneck of an adapter behind every layer (Bapna and Firat 2019,
-            arXiv 1909.08478, Section 3.1); 0 = no adapters.
-    """
-
-    def __init__(
-        self,
-        cfg: TransformerConfig,
-        dictionary: Dictionary,
-        embed_tokens: nn.Embedding,
-        layerdrop: float,
-        adapter_dim: int = 0,
-    ) -> None:
-        super().__init__(cfg, dictionary, embed_tokens)
-        for layer in self.layers:
-            layer.layerdrop = layerdrop
-            if adapter_dim != 0:
-                layer.adapter = Adapter(layer.embed_dim, adapter_dim)
-        _clear_unfilled(self.embed_positions)
-
-    def build_decoder_layer(
-        self, cfg: TransformerConfig, no_encoder_attn: bool = False
-    ) -> TextDecoderLayer:
-        """Build one layer."""
-        return TextDecoderLayer(cfg, no_encoder_attn)
-
-    @property
-    def transformer(self) -> Transformer:
-        """What there is to train."""
-        return Transformer(self, self.layers)
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
-        """Decode as fairseq's decoder does, without graphs to what does not train yet."""
-        waiting = self.waiting_parameters()
-        with without_gradients(waiting):
-            x, extra = super().forward(*args, **kwargs)
-        return expected_by_workers(x, waiting), extra
-
-    def begin_search(
-        self, encoder_out: Dict[str, List[Tensor]], linear: FewRowsLinear
-    ) -> BeamDecoder:
-        """Begin to decode for ``fairseq_samu.generator``."""
-        masks = encoder_out["encoder_padding_mask"]
-        mask = masks[0] if masks else None
-        return BeamDecoder(self, encoder_out["encoder_out"][0], mask, linear)
-
-
 @register_model("xlsr_mbart_st", dataclass=XlsrMbartStConfig)
 class XlsrMbartStModel(Translator):
     """XLS-R encoder → length adaptor → mBART decoder.
@@ -367,18 +280,8 @@ def _build_positions(cfg: Any) -> nn.Module | None:
         return None
     # The table grows when an utterance is longer.
     positions = SinusoidalPositionalEmbedding(cfg.decoder_embed_dim, padding_idx=1, init_size=1024)
-    _clear_unfilled(positions)
+    clear_unfilled(positions)
     return positions
-
-
-def _clear_unfilled(positions: nn.Module | None) -> None:
-    """Clear a buffer that fairseq 0.12.2 saves with its sinusoids and never fills.
-
-    Without it checkpoints of equal runs differ.
-    """
-    unfilled = getattr(positions, "_float_tensor", None)
-    if unfilled is not None:
-        unfilled.zero_()
 
 
 def _build_view(cfg: Any, head: SentenceHead | None) -> ProjectedView | PooledView | None:
@@ -441,7 +344,12 @@ def _build_decoder(cfg: Any, dictionary: Dictionary) -> TextDecoder:
     check_heads(cfg, "decoder")
     embedding = Embedding(len(dictionary), cfg.decoder_embed_dim, dictionary.pad())
     decoder = TextDecoder(
-        decoder_cfg, dictionary, embedding, cfg.decoder_layerdrop, cfg.decoder_adapter_dim
+        decoder_cfg,
+        dictionary,
+        embedding,
+        cfg.decoder_layerdrop,
+        cfg.decoder_adapter_dim,
+        cfg.checkpoint_activations,
     )
     decoder.train_only(cfg.train_decoder, cfg.freeze_decoder_updates, "decoder")
     return decoder

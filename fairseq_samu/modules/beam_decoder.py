@@ -22,7 +22,7 @@ class BeamDecoder:
     of tokens are, from one piece of memory to another and back.
 
     Args:
-        decoder: a ``fairseq_samu.models.xlsr_mbart_st.TextDecoder`` in evaluation mode: fairseq's
+        decoder: a ``fairseq_samu.models.text_decoder.TextDecoder`` in evaluation mode: fairseq's
             Transformer decoder of one width throughout, with a module ``adapter`` behind every layer.
         states: the encoder's output, shape (T, B, C).
         padding_mask: True where it is padded, shape (B, T), or None without padding.
