@@ -23,9 +23,10 @@ class Linear(nn.Linear):
             and onednn_is_faster()
         ):
             return F.linear(input, self.weight, self.bias)
-        rows = input.reshape(-1, self.in_features)
+        rows = input.reshape(-1, input.size(-1))
         out: Tensor = _Projection.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return out.view(*input.shape[:-1], self.out_features)
+        # The weight's width: where embeddings are tied and pruned, ``out_features`` is that of before.
+        return out.view(*input.shape[:-1], len(self.weight))
 
 
 class _Projection(torch.autograd.Function):

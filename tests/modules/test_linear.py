@@ -66,3 +66,11 @@ def test_parameters_stay_the_same_ones():
     assert after.keys() == before.keys() and all(after[n] is before[n] for n in before)
     assert type(network[0]) is type(network[1][1]) is Linear
     assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.usefixtures("library")
+def test_a_weight_that_was_pruned_behind_the_layers_back():
+    layer, x = Linear(8, 6), torch.randn(2, 3, 8)
+    layer.weight, layer.bias = nn.Parameter(torch.randn(4, 8)), None
+    expected = nn.functional.linear(x, layer.weight)
+    torch.testing.assert_close(layer(x), expected)
