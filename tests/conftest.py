@@ -1,12 +1,16 @@
 """Fixtures shared by the tests: a small spoken corpus, and fairseq's commands as users run them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import pytest
+
+# Shells have what runs in the background ignore Ctrl-C, and whatever it starts; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 USER_DIR = REPOSITORY / "fairseq_samu"
