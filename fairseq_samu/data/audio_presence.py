@@ -43,6 +43,7 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
     with tqdm(desc="audio files", total=rows, unit="row", disable=rows < MANY_ROWS) as progress:
         for begin in range(0, rows, BLOCK_ROWS):
             specs = manifest.cells("audio", begin, min(begin + BLOCK_ROWS, rows))
+            absent = set()
             for spec in dict.fromkeys(specs):
                 path, offset, length = split_slice(spec)
                 path = os.path.join(root, path)
@@ -52,7 +53,7 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
                 needed = max(offset + length, 1)
                 if size >= needed:
                     continue
-                missing += specs.count(spec)
+                absent.add(spec)
                 if first is None:
                     found = (
                         f"no such file: {path}"
@@ -61,6 +62,7 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
                     )
                     location = manifest.location(begin + specs.index(spec))
                     first = f"{location}: expected the audio {spec}, found {found}"
+            missing += sum(spec in absent for spec in specs) if absent else 0
             progress.update(len(specs))
     if first is not None:
         raise ManifestError(f"{first} ({missing} of {rows} rows have no audio)")
