@@ -171,7 +171,7 @@ class SpeechEncoderConfig(FairseqDataclass):
         default=False,
         metadata={
             "help": "keep only what enters the layers of encoder and decoder, and compute the rest again in "
-            "the backward pass: much less memory for long utterances and large batches, a quarter more time"
+            "the backward pass: less memory, most of all for long utterances and large batches, and more time"
         },
     )
     pooling: ChoiceEnum(list(POOLINGS)) = field(  # type: ignore[valid-type]
