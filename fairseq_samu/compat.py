@@ -58,6 +58,9 @@ _TORCH_READS_SAFELY = _TORCH_VERSION >= (2, 6)
 #: BFloat16 but found Float".
 CPU_BF16_TRAINS = _TORCH_VERSION >= (2, 0)
 
+#: ``adamw(fused=True)`` came to CUDA with torch 2.0, to the CPU with 2.4.
+FUSED_ADAM = _TORCH_VERSION >= (2, 4)
+
 #: Environment variable: checkpoints that may run code, or their folders, separated as in PATH. No option of
 #: a command, because checkpoints record those, and none shall vouch for itself.
 TRUSTED_CHECKPOINTS = "FAIRSEQ_SAMU_TRUST_CHECKPOINTS"

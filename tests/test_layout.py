@@ -15,7 +15,7 @@ ALLOWED = {
     "pretrained": {"pretrained", "compat"},
     "models": {"models", "modules", "pretrained", "compat"},
     "criterions": {"criterions"},
-    "optim": {"optim"},
+    "optim": {"optim", "compat"},
     "tasks": {
         "tasks",
         "data",

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+import torch
 from fairseq.optim import register_optimizer
-from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from fairseq.optim.adam import Adam, FairseqAdam, FairseqAdamConfig
 from torch import nn
+
+from fairseq_samu.optim.fused_adam import FusedAdam
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,8 @@ class GroupedAdam(FairseqAdam):  # type: ignore[misc]
 
     Every part has a group of parameters, whatever its factor, so that a resumed run may change factors
     as it may change the learning rate. Schedules set one rate, and logs show it; each group gets its
-    product with the factor.
+    product with the factor. Steps are those of :class:`FusedAdam`, unless ``use_old_adam`` asks for
+    fairseq's own or apex has some for the device.
 
     Args:
         cfg: a ``GroupedAdamConfig``.
@@ -57,6 +61,10 @@ class GroupedAdam(FairseqAdam):  # type: ignore[misc]
             groups.setdefault(part, []).append(parameter)
         self.scales = part_scales(cfg.lr_scales, list(groups))
         super().__init__(cfg, [{"params": p, "part": part} for part, p in groups.items()])
+        if type(self.optimizer) is Adam and not (cfg.use_old_adam or cfg.tpu):
+            self._optimizer: torch.optim.Optimizer = FusedAdam(
+                self.param_groups, **self.optimizer_config
+            )
         self.set_lr(self.optimizer_config["lr"])
         factors = ", ".join(f"{part} {scale:g}" for part, scale in self.scales.items())
         logger.info("factors on the learning rate: %s", factors)

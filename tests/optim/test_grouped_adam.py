@@ -3,16 +3,18 @@
 import pytest
 import torch
 from fairseq import optim
+from fairseq.optim.adam import Adam
 from omegaconf import OmegaConf
 from torch import nn
 
 import fairseq_samu.optim  # noqa: F401  (registers the optimiser)
+from fairseq_samu.optim.fused_adam import FusedAdam
 from fairseq_samu.optim.grouped_adam import part_scales
 
 PARTS = ["outside", "encoder.attention", "encoder.others", "decoder.layernorm"]
 
 
-def build(lr_scales="encoder=0.1,encoder.others=0.5", parts=PARTS, lr=0.01):
+def build(lr_scales="encoder=0.1,encoder.others=0.5", parts=PARTS, lr=0.01, use_old_adam=False):
     """An optimiser of one weight a part, as fairseq's trainer builds it."""
     weights = [nn.Parameter(torch.ones(())) for _ in parts]
     for weight, part in zip(weights, parts, strict=True):
@@ -21,6 +23,7 @@ def build(lr_scales="encoder=0.1,encoder.others=0.5", parts=PARTS, lr=0.01):
         {
             "_name": "grouped_adam", "lr_scales": lr_scales, "lr": [lr], "tpu": False,
             "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-12, "weight_decay": 0.0,
+            "use_old_adam": use_old_adam,
         }
     )  # fmt: skip
     return optim.build_optimizer(cfg, weights), weights
@@ -90,3 +93,8 @@ def test_flattened_weights_are_refused():
     cfg = build()[0].cfg
     with pytest.raises(ValueError, match="one of 10 weights .*--fp16-no-flatten-grads"):
         optim.build_optimizer(cfg, [{0: nn.Parameter(torch.zeros(10))}])
+
+
+def test_fairseqs_own_steps_can_be_asked_for():
+    assert type(build()[0].optimizer) is FusedAdam
+    assert type(build(use_old_adam=True)[0].optimizer) is Adam
