@@ -42,28 +42,27 @@ def check_audio_present(manifest: Manifest, root: str) -> None:
     rows = len(manifest)
     with tqdm(desc="audio files", total=rows, unit="row", disable=rows < MANY_ROWS) as progress:
         for begin in range(0, rows, BLOCK_ROWS):
-            specs = manifest.cells("audio", begin, min(begin + BLOCK_ROWS, rows))
-            absent = set()
-            for spec in dict.fromkeys(specs):
+            end = min(begin + BLOCK_ROWS, rows)
+            absent = {}
+            for spec in manifest.distinct_cells("audio", begin, end):
                 path, offset, length = split_slice(spec)
                 path = os.path.join(root, path)
                 size = archives[path] if path in archives else _size(path)
                 if length > 0:
                     archives[path] = size
                 needed = max(offset + length, 1)
-                if size >= needed:
-                    continue
-                absent.add(spec)
+                if size < 0:
+                    absent[spec] = f"no such file: {path}"
+                elif size < needed:
+                    absent[spec] = f"{size} bytes in {path}, of which it needs {needed}"
+            if absent:
+                specs = manifest.cells("audio", begin, end)
+                found = [row for row, spec in enumerate(specs) if spec in absent]
+                missing += len(found)
                 if first is None:
-                    found = (
-                        f"no such file: {path}"
-                        if size < 0
-                        else f"{size} bytes in {path}, of which it needs {needed}"
-                    )
-                    location = manifest.location(begin + specs.index(spec))
-                    first = f"{location}: expected the audio {spec}, found {found}"
-            missing += sum(spec in absent for spec in specs) if absent else 0
-            progress.update(len(specs))
+                    location, spec = manifest.location(begin + found[0]), specs[found[0]]
+                    first = f"{location}: expected the audio {spec}, found {absent[spec]}"
+            progress.update(end - begin)
     if first is not None:
         raise ManifestError(f"{first} ({missing} of {rows} rows have no audio)")
     with contextlib.suppress(OSError):  # a read-only folder: the check runs again next time

@@ -11,6 +11,7 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
+from fairseq_samu.data.cell_hashes import first_of_each, hash_cells
 from fairseq_samu.data.manifest_index import ManifestError, ManifestIndex, build_index, read_header
 
 logger = logging.getLogger(__name__)
@@ -88,14 +89,13 @@ class Manifest:
 
     def cells(self, column: str, begin: int, end: int) -> list[str]:
         """Texts of one column in the rows from ``begin`` to before ``end``, read at once."""
-        i = self._column[column]
-        first = int(self._starts[begin])
-        starts = self._starts[begin:end] - first
-        block = self._read_bytes(begin, first, int(starts[-1] + self._cell_ends[-1, end - 1]))
-        begins = starts + self._cell_ends[i - 1, begin:end] if i else starts
-        ends = starts + self._cell_ends[i, begin:end] - 1
-        cells = [block[a:b] for a, b in zip(begins.tolist(), ends.tolist())]
-        return b"\n".join(cells).decode("utf-8").split("\n")  # one call in place of one a row
+        return _texts(*self._block(column, begin, end))
+
+    def distinct_cells(self, column: str, begin: int, end: int) -> list[str]:
+        """What :meth:`cells` returns, without (most of) what comes again; no slower where nothing does."""
+        block, begins, ends = self._block(column, begin, end)
+        rows = first_of_each(hash_cells(block, begins, ends))
+        return _texts(block, begins[rows], ends[rows])
 
     def row(self, row: int) -> dict[str, str]:
         """All cells of a row by column name."""
@@ -112,6 +112,17 @@ class Manifest:
     def location(self, row: int) -> str:
         """``FILE:LINE`` of a row, for messages."""
         return f"{self.path}:{row + 2}"
+
+    def _block(
+        self, column: str, begin: int, end: int
+    ) -> tuple[bytes, NDArray[np.int64], NDArray[np.int64]]:
+        """Some rows as they are in the file, and where a column's cells begin and end there."""
+        i = self._column[column]
+        first = int(self._starts[begin])
+        starts = self._starts[begin:end] - first
+        block = self._read_bytes(begin, first, int(starts[-1] + self._cell_ends[-1, end - 1]))
+        begins = starts + self._cell_ends[i - 1, begin:end] if i else starts
+        return block, begins, starts + self._cell_ends[i, begin:end] - 1
 
     def _read(self, row: int, begin: int, end: int) -> str:
         """Text of some bytes of a row, counted from where it begins."""
@@ -153,6 +164,11 @@ def _version(fd: int) -> tuple[int, int]:
     """Size and modification time of an open file, which tell that it was written to."""
     status = os.fstat(fd)
     return status.st_size, status.st_mtime_ns
+
+
+def _texts(block: bytes, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> list[str]:
+    cells = [block[a:b] for a, b in zip(begins.tolist(), ends.tolist())]
+    return b"\n".join(cells).decode("utf-8").split("\n")  # one call in place of one a row
 
 
 def pair_name(pair: tuple[str, str]) -> str:

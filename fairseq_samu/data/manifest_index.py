@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fairseq_samu.data.cell_hashes import first_of_each, hash_cells, number_cells
+
 #: Columns that every manifest has.
 COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker", "src_text", "src_lang", "tgt_lang")
 
@@ -17,10 +19,10 @@ COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker", "src_text", "src_la
 FILLED_COLUMNS = ("id", "audio", "n_frames", "src_lang")
 
 #: First number of a stored index; another layout gets another number.
-FORMAT = 0x53414D5500000002
+FORMAT = 0x53414D5500000003
 
 #: Numbers in front of the fields of an index.
-HEAD = 6
+HEAD = 7
 
 #: Bytes of the manifest in memory at a time while its index is built; what is made of them stays in the
 #: processor's cache.
@@ -29,8 +31,8 @@ BLOCK_BYTES = 1 << 20
 #: Bytes in which a header row has to end.
 MAX_HEADER_BYTES = 1 << 16
 
-#: Bytes of the longest row: offsets within a row have 32 bits.
-MAX_ROW_BYTES = (1 << 32) - 1
+#: Bytes of the longest row, which is read at once.
+MAX_ROW_BYTES = 1 << 24
 
 #: Longest ``n_frames`` in digits: over a year of speech, and far from overflowing int64.
 MAX_DIGITS = 12
@@ -39,10 +41,6 @@ MAX_DIGITS = 12
 MAX_PAIRS = (1 << 15) - 1
 
 _TAB, _NEWLINE, _RETURN, _ZERO = (ord(character) for character in "\t\n\r0")
-
-#: Masks of the lowest 0 to 8 bytes of a word, and an odd number without a pattern, for hashes.
-_LOW_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class ManifestError(ValueError):
@@ -58,11 +56,11 @@ class ManifestIndex:
 
     Attributes:
         flat: HEAD numbers (FORMAT, bytes of the manifest, its modification time in ns, columns C, rows N,
-            language pairs P), then the fields below and a checksum of all that, int64.
+            language pairs P, bytes of a cell's end), then the fields below and a checksum of all that, int64.
         starts: (N,) where rows begin, in bytes of the manifest.
         n_frames: (N,) length in 16 kHz samples.
         cell_ends: (C, N) bytes from a row's beginning to where the next cell begins; a cell ends one
-            byte before it.
+            byte before it. 32 bits each if a row needs them, else 16.
         pair_ids: (N,) number of the row's language pair, in sorted order of pairs.
         first_rows: (P,) first row of every language pair.
     """
@@ -70,22 +68,30 @@ class ManifestIndex:
     flat: NDArray[np.int64]
     starts: NDArray[np.int64]
     n_frames: NDArray[np.int64]
-    cell_ends: NDArray[np.uint32]
+    cell_ends: NDArray[np.uint16] | NDArray[np.uint32]
     pair_ids: NDArray[np.int16]
     first_rows: NDArray[np.int64]
 
     @classmethod
+    def empty(cls, status: os.stat_result, columns: int, rows: int, width: int) -> ManifestIndex:
+        """Room for so many rows, and for the most language pairs."""
+        cells = _words(width * columns * rows) + _words(2 * rows)
+        flat = np.zeros(HEAD + 2 * rows + cells + MAX_PAIRS + 1, dtype=np.int64)
+        flat[:HEAD] = FORMAT, status.st_size, status.st_mtime_ns, columns, rows, MAX_PAIRS, width
+        return cls.of(flat)
+
+    @classmethod
     def of(cls, flat: NDArray[np.int64]) -> ManifestIndex:
         """Fields of an array whose HEAD is filled in."""
-        columns, rows, pairs = (int(number) for number in flat[3:HEAD])
-        sizes = [rows, rows, _words(4 * columns * rows), _words(2 * rows), pairs]
+        columns, rows, pairs, width = (int(number) for number in flat[3:HEAD])
+        sizes = [rows, rows, _words(width * columns * rows), _words(2 * rows), pairs]
         parts = np.split(flat[HEAD:-1], np.cumsum(sizes))
         starts, n_frames, cell_ends, pair_ids, first_rows = parts[:5]
         return cls(
             flat,
             starts,
             n_frames,
-            cell_ends.view(np.uint32)[: columns * rows].reshape(columns, rows),
+            cell_ends.view(f"u{width}")[: columns * rows].reshape(columns, rows),
             pair_ids.view(np.int16)[:rows],
             first_rows,
         )
@@ -143,9 +149,13 @@ def read_header(fd: int, path: str) -> tuple[list[str], int]:
     """Column names of an open manifest, and the byte after the header row.
 
     Raises:
-        ManifestError: empty file, not UTF-8, a column missing or named twice.
+        ManifestError: empty file, a row that is too long, not UTF-8, a column missing or named twice.
     """
-    line = os.pread(fd, MAX_HEADER_BYTES, 0).partition(b"\n")[0]
+    line, _, _ = os.pread(fd, MAX_HEADER_BYTES, 0).partition(b"\n")
+    if len(line) == MAX_HEADER_BYTES:
+        raise ManifestError(
+            f"{path}:1: expected a header row of less than {len(line)} bytes, found more"
+        )
     try:
         # Spreadsheets put a byte order mark in front, which is not part of the first name.
         names = line.decode("utf-8-sig").rstrip("\r").split("\t")
@@ -174,8 +184,9 @@ def build_index(fd: int, path: str, columns: Sequence[str], body: int) -> Manife
 
     Raises:
         ManifestError: wrong number of cells, an empty cell that has to be filled, ``n_frames`` that
-            is not a positive whole number, an id used twice, a language with spaces, text that is
-            not UTF-8, no rows, or a file that changes meanwhile.
+            is not a positive whole number, an id used twice, a language with spaces, a row of more than
+            MAX_ROW_BYTES, text that is not UTF-8 or has NUL bytes, no rows, or a file that changes
+            meanwhile.
     """
     status = os.fstat(fd)
     scan = _Scan(path, list(columns), status, _count_rows(fd, body))
@@ -197,16 +208,22 @@ def _count_rows(fd: int, begin: int) -> int:
 
 
 def _blocks(fd: int, begin: int) -> Iterator[tuple[int, bytes]]:
-    """Whole lines from ``begin`` on: where they are, and their text, which ends with a newline."""
-    rest = b""
-    while data := os.pread(fd, BLOCK_BYTES, begin + len(rest)):
-        block = rest + data
+    """Whole lines from ``begin`` on: where they are, and their text, which ends with a newline.
+
+    The text of a row of more than MAX_ROW_BYTES is cut off, and does not end with one.
+    """
+    size = BLOCK_BYTES
+    while block := os.pread(fd, size, begin):
         end = block.rfind(b"\n") + 1
-        if end:
-            yield begin, block[:end]
-        begin, rest = begin + end, block[end:]
-    if rest:
-        yield begin, rest + b"\n"
+        if end > 0:
+            block = block[:end]
+        elif len(block) < size:
+            block += b"\n"  # the last row
+        elif size <= MAX_ROW_BYTES:
+            size *= 2  # once more, with more of a long row
+            continue
+        yield begin, block
+        begin, size = begin + len(block), BLOCK_BYTES
 
 
 class _Numbers(dict[bytes, int]):
@@ -225,16 +242,16 @@ class _Scan:
             raise ManifestError(f"{path}:2: expected at least one row below the header, found none")
         self.path = path
         self.columns = columns
+        self.status = status
         self.rows = 0  # seen so far
-        cells = _words(4 * len(columns) * rows) + _words(2 * rows)
-        flat = np.zeros(HEAD + 2 * rows + cells + MAX_PAIRS + 1, dtype=np.int64)
-        flat[:HEAD] = FORMAT, status.st_size, status.st_mtime_ns, len(columns), rows, MAX_PAIRS
-        self.index = ManifestIndex.of(flat)
+        self.index = ManifestIndex.empty(status, len(columns), rows, width=2)
         self._pairs = _Numbers()  # both languages with a tab between them
         self._id_hashes = np.empty(rows, dtype=np.uint64)
 
     def add(self, begin: int, block: bytes) -> None:
         """Take in the lines of a block that starts ``begin`` bytes into the file."""
+        if not block.endswith(b"\n"):
+            raise self._row_too_long(0, f"more than {len(block)}")
         data = np.frombuffer(block, dtype=np.uint8)
         self._check_utf8(block)
         bounds = self._find_cells(data, block)
@@ -256,9 +273,12 @@ class _Scan:
                 raise self._error(int(empty.argmax()), f"expected a value in {name}, found none")
         self.index.n_frames[rows] = self._parse_lengths(data, block, *cells["n_frames"])
         self.index.pair_ids[rows] = self._encode_pairs(block, cells["src_lang"], cells["tgt_lang"])
-        self._id_hashes[rows] = _hashes(block, *cells["id"])
+        self._id_hashes[rows] = hash_cells(block, *cells["id"])
         self.index.starts[rows] = bounds[0] + begin
-        self.index.cell_ends[:, rows] = bounds[1:] - bounds[0]
+        ends = bounds[1:] - bounds[0]
+        if ends[-1].max() > np.iinfo(self.index.cell_ends.dtype).max:
+            self._widen()
+        self.index.cell_ends[:, rows] = ends
         self.rows = rows.stop
 
     def check_ids(self, fd: int) -> None:
@@ -291,12 +311,22 @@ class _Scan:
         self.index.pair_ids[:] = np.argsort(order).astype(np.int16)[self.index.pair_ids]
         self.index.first_rows[: len(order)] = self.index.first_rows[order]
         flat = self.index.flat
-        flat[HEAD - 1] = len(order)
+        flat[5] = len(order)
         return ManifestIndex.of(flat[: len(flat) - MAX_PAIRS + len(order)])
+
+    def _widen(self) -> None:
+        """Move what was found to an index for longer rows."""
+        narrow, count = self.index, len(self._id_hashes)
+        self.index = ManifestIndex.empty(self.status, len(self.columns), count, width=4)
+        for name in ("starts", "n_frames", "cell_ends", "pair_ids", "first_rows"):
+            getattr(self.index, name)[:] = getattr(narrow, name)
 
     def _error(self, row: int, message: str) -> ManifestError:
         """Error in a row of the current block."""
         return ManifestError(f"{self.path}:{self.rows + row + 2}: {message}")
+
+    def _row_too_long(self, row: int, found: str) -> ManifestError:
+        return self._error(row, f"expected a row of {MAX_ROW_BYTES} bytes at most, found {found}")
 
     def _check_utf8(self, block: bytes) -> None:
         try:
@@ -309,9 +339,16 @@ class _Scan:
     def _find_cells(self, data: NDArray[np.uint8], block: bytes) -> NDArray[np.int64]:
         """Where cells begin in a block, shape (columns + 1, rows of the block)."""
         columns = len(self.columns)
-        separators = np.flatnonzero((data == _TAB) | (data == _NEWLINE))
-        is_newline = data[separators] == _NEWLINE
-        ends = np.flatnonzero(is_newline)
+        # Tabs, newlines and, in hardly any text, the control characters below them: one comparison a byte.
+        separators = np.flatnonzero(data <= _NEWLINE)
+        characters = data[separators]
+        if (characters < _TAB).any():
+            if (characters == 0).any():
+                row = block.count(b"\n", 0, block.index(0))
+                raise self._error(row, "expected text, found a NUL byte")
+            is_separator = characters >= _TAB
+            separators, characters = separators[is_separator], characters[is_separator]
+        ends = np.flatnonzero(characters == _NEWLINE)
         counts = np.diff(ends, prepend=-1)
         if (counts != columns).any():
             row = int((counts != columns).argmax())
@@ -325,8 +362,7 @@ class _Scan:
         longest = bounds[-1] - bounds[0]
         if longest.max() > MAX_ROW_BYTES:
             row = int(longest.argmax())
-            expected = f"expected a row of {MAX_ROW_BYTES} bytes at most"
-            raise self._error(row, f"{expected}, found {longest[row]}")
+            raise self._row_too_long(row, f"{longest[row]}")
         # "\r\n": the last cell ends before the "\r".
         bounds[-1] -= data[np.maximum(bounds[-1] - 2, 0)] == _RETURN
         return bounds
@@ -343,9 +379,10 @@ class _Scan:
         good = end - begin <= MAX_DIGITS
         for step in range(min(int((end - begin).max()), MAX_DIGITS)):
             inside = begin + step < end
-            digits = data[np.minimum(begin + step, end)].astype(np.int64) - _ZERO
+            # Below "0" unsigned numbers wrap around to large ones.
+            digits = data.take(begin + step, mode="clip") - np.uint8(_ZERO)
             values = np.where(inside, values * 10 + digits, values)
-            good &= ~inside | ((digits >= 0) & (digits <= 9))
+            good &= ~inside | (digits <= 9)
         good &= values > 0
         if not good.all():
             row = int((~good).argmax())
@@ -362,11 +399,11 @@ class _Scan:
     ) -> NDArray[np.int16]:
         """Number of every row's language pair, counted in the order in which pairs turn up."""
         known = len(self._pairs)
-        if self.columns.index("tgt_lang") == self.columns.index("src_lang") + 1:
-            pairs = _texts(block, source[0], target[1])
-        else:
-            pairs = list(map(b"\t".join, zip(_texts(block, *source), _texts(block, *target))))
-        numbers = np.array([self._pairs[pair] for pair in pairs])
+        hashes = hash_cells(block, *target, after=hash_cells(block, *source))
+        rows = first_of_each(hashes)
+        texts = (_texts(block, begin[rows], end[rows]) for begin, end in (source, target))
+        some = np.array([self._pairs[b"\t".join(pair)] for pair in zip(*texts)])
+        numbers = number_cells(hashes, rows, some)
         for number, pair in enumerate(list(self._pairs)[known:], start=known):
             row = int((numbers == number).argmax())
             for lang in filter(None, pair.split(b"\t")):
@@ -383,19 +420,3 @@ class _Scan:
 def _texts(block: bytes, begin: NDArray[np.int64], end: NDArray[np.int64]) -> list[bytes]:
     """Cells of a block, from their bounds."""
     return [block[a:b] for a, b in zip(begin.tolist(), end.tolist())]
-
-
-def _hashes(block: bytes, begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A number of each cell's text, which another text has hardly ever; all rows at once, 8 bytes a step."""
-    # A word of 8 bytes from every byte on, the first in its lowest bits.
-    words: NDArray[np.uint64] = np.ndarray(len(block), "<u8", block + bytes(8), strides=(1,))
-    lengths = end - begin
-    hashes = lengths.astype(np.uint64)
-    rows, step = np.arange(len(begin)), 0
-    while len(rows) > 0:
-        found = words[begin[rows] + step] & _LOW_BYTES[np.minimum(lengths[rows] - step, 8)]
-        mixed = (hashes[rows] ^ found) * _MULTIPLIER
-        hashes[rows] = mixed ^ (mixed >> np.uint64(32))
-        step += 8
-        rows = rows[lengths[rows] > step]
-    return hashes

@@ -206,7 +206,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
             batches: row numbers of each.
         """
         counts = np.array([len(batch) for batch in batches])
-        samples = self.num_tokens_vec(np.concatenate([np.asarray(batch) for batch in batches]))
+        samples = self.num_tokens_vec(np.concatenate(batches))
         longest = np.maximum.reduceat(samples, np.cumsum(counts) - counts)
         return float(1 - samples.sum() / (counts * longest).sum())
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_samu.data import cell_hashes, manifest_index
 from fairseq_samu.data import manifest as manifest_module
-from fairseq_samu.data import manifest_index
 from fairseq_samu.data.manifest import Manifest
 from fairseq_samu.data.manifest_index import COLUMNS, ManifestError
 
@@ -40,7 +40,20 @@ def write(tmp_path):
 def random_rows(count, seed=0):
     """Rows with everything that texts hold but tabs and line ends."""
     rng = random.Random(seed)
-    words = ["\u2028", "\x85", "\xa0", " ", "  ", "\\t", "\\N", "\x0b", "\x1c", "NULL", ""]
+    words = [
+        "\u2028",
+        "\x85",
+        "\xa0",
+        " ",
+        "  ",
+        "\\t",
+        "\\N",
+        "\x0b",
+        "\x1c",
+        "\x01\x08",
+        "NULL",
+        "",
+    ]
     words += ['"quoted"', "'", "l’été", "日本語", "😀", "#", "&amp;", ",", ";", "<s>", "|"]
     for row in range(count):
         text = [" ".join(rng.choices(words, k=rng.randint(0, 12))) for _ in range(3)]
@@ -137,6 +150,8 @@ def test_columns_may_come_in_any_order_and_others_too(write):
         ([line(), line("b", tgt_lang="en ")], 3, "expected languages without spaces, found 'en '"),
         ([line(), line("b", src_lang="e s")], 3, "found 'e s'"),
         ([line(), line("b", tgt_lang="e n"), line("c", src_lang="e s")], 3, "found 'e n'"),
+        ([line(), line("b", tgt_text="a\0")], 3, "expected text, found a NUL byte"),
+        ([line(tgt_text="\1\2"), line("b", tgt_text="\3\b") + "\t"], 3, "expected 8 cells.*found 9"),
         ([line(), line("b"), line("c"), line("b"), line()], 5,
          "expected an id of its own, found 'b' as in line 3"),
     ],
@@ -160,18 +175,79 @@ def test_hashes_differ_where_texts_do(write):
         block += text.encode()
         end.append(len(block))
         block += b"\t"
-    hashes = manifest_index._hashes(block, np.array(begin), np.array(end))
+    hashes = cell_hashes.hash_cells(block, np.array(begin), np.array(end))
     assert hashes[: len(texts)].tolist() == hashes[len(texts) :].tolist()
     assert len(set(hashes.tolist())) == len(texts)
+
+
+def test_hashes_of_two_cells_differ_where_either_does():
+    block = b"a\tab\tb\tabcdefghi\t"
+    begin, end = np.array([0, 2, 5, 7, 0]), np.array([1, 4, 6, 16, 0])
+    single = cell_hashes.hash_cells(block, begin, end)
+    pairs = {
+        int(cell_hashes.hash_cells(block, begin[[second]], end[[second]], after=single[[first]])[0])
+        for first in range(5)
+        for second in range(5)
+    }
+    assert len(pairs) == 25
+
+
+@pytest.mark.parametrize("bits", [64, 1])
+def test_first_rows_and_numbers_of_hashes(bits, monkeypatch):
+    monkeypatch.setattr(cell_hashes, "_SLOT_BITS", 2)  # more hashes than places
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(1 << 63, size=9, dtype=np.uint64) << np.uint64(64 - bits)
+    chosen = np.concatenate([np.arange(9), rng.integers(9, size=200)])
+    hashes = kinds[chosen]
+    rows = cell_hashes.first_of_each(hashes)
+    assert (np.diff(rows) > 0).all()
+    _, firsts = np.unique(hashes, return_index=True)
+    assert set(firsts.tolist()) <= set(rows.tolist())
+    numbers = cell_hashes.number_cells(
+        hashes, rows, (hashes[rows] >> np.uint64(1)).astype(np.int64)
+    )
+    assert numbers.tolist() == (hashes >> np.uint64(1)).tolist()
 
 
 @pytest.mark.parametrize("block", [40, 1 << 20])
 def test_equal_hashes_of_other_ids_are_no_error(write, monkeypatch, block):
     monkeypatch.setattr(manifest_index, "BLOCK_BYTES", block)
-    monkeypatch.setattr(manifest_index, "_hashes", lambda block, begin, end: (end - begin) % 2)
+    hash_cells = manifest_index.hash_cells
+
+    def equal_for_ids(block, begin, end, **after):
+        hashes = hash_cells(block, begin, end, **after)
+        return hashes % 2 if begin[0] == 0 else hashes
+
+    monkeypatch.setattr(manifest_index, "hash_cells", equal_for_ids)
     assert len(Manifest(write(*(line(name) for name in ("a", "b", "cc", "dd", "e"))))) == 5
     with pytest.raises(ManifestError, match=":6: .*found 'dd' as in line 4"):
         Manifest(write(*(line(name) for name in ("a", "b", "dd", "cc", "dd", "e"))))
+
+
+@pytest.mark.parametrize("block", [100, 1 << 20])
+@pytest.mark.parametrize("longest", [(1 << 16) - 1, 1 << 16])
+def test_rows_of_more_than_64_kib_are_found_again(write, monkeypatch, block, longest):
+    monkeypatch.setattr(manifest_index, "BLOCK_BYTES", block)
+    rows = [line(f"{i}", tgt_lang=("en", "fr")[i % 2]) for i in range(9)]
+    rows[4] = line("4", tgt_text="x" * (longest - len(line("4", tgt_text="")) - 1))
+    assert len(rows[4]) + 1 == longest
+    path = write(*rows)
+    for manifest in (Manifest(path), Manifest(path)):
+        assert ["\t".join(manifest.row(i).values()) for i in range(9)] == rows
+        assert manifest.n_frames.tolist() == [16_000] * 9
+        assert manifest.pair_ids.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
+        assert manifest.cells("tgt_lang", 3, 6) == ["fr", "en", "fr"]
+        assert manifest.byte_lengths("tgt_text").tolist()[3:6] == [5, longest - 28, 5]
+        width = 2 if longest < 1 << 16 else 4
+        assert manifest._cell_ends.itemsize == width
+
+
+def test_distinct_cells_are_those_that_there_are(write):
+    audio = ["b.wav", "a.wav", "b.wav", "a.wav", "café.wav", "b.wav"]
+    manifest = Manifest(write(*(line(f"{i}", audio=name) for i, name in enumerate(audio))))
+    assert manifest.distinct_cells("audio", 0, 6) == ["b.wav", "a.wav", "café.wav"]
+    assert manifest.distinct_cells("audio", 3, 6) == ["a.wav", "café.wav", "b.wav"]
+    assert manifest.distinct_cells("src_lang", 2, 6) == ["es"]
 
 
 def test_limits_of_the_index_are_not_passed_silently(write, monkeypatch):
@@ -188,6 +264,11 @@ def test_limits_of_the_index_are_not_passed_silently(write, monkeypatch):
     monkeypatch.setattr(manifest_index, "MAX_ROW_BYTES", 99)
     with pytest.raises(ManifestError, match=":3: expected a row of 99 bytes at most, found 129"):
         Manifest(path)
+    # Rows that are not read to their end.
+    monkeypatch.setattr(manifest_index, "BLOCK_BYTES", 30)
+    path = write(line(), line("b", src_text="é" * 10_000), line("c"))
+    with pytest.raises(ManifestError, match=":3: .* 99 bytes at most, found more than 120"):
+        Manifest(path)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +282,7 @@ def test_limits_of_the_index_are_not_passed_silently(write, monkeypatch):
         (HEADER.replace("\t", ",").encode() + b"\n", 1, "separated by tabs"),
         (HEADER.replace("tgt_lang", "lang").encode() + b"\n", 1, "missing: tgt_lang"),
         (f"{HEADER}\tid\n{line()}\tb\n".encode(), 1, "every column once"),
+        (f"{HEADER}\t{'x' * 65_536}\n{line()}\tx\n".encode(), 1, "less than 65536 bytes, found more"),
         (f"{HEADER}\n{line()}\n".encode("utf-16"), 1, "expected UTF-8"),
         (f"{HEADER}\n{line()}\n{line('b', tgt_text='café')}\n".encode("latin-1"), 3,
          r"expected UTF-8, found the bytes b'\\xe9"),
