@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
@@ -15,6 +14,7 @@ from torch import Tensor
 from fairseq_samu.criterions.alignment_loss import alignment_loss, refuse_unused_pooling
 from fairseq_samu.criterions.ctc_loss import ctc_loss
 from fairseq_samu.criterions.routing_losses import RoutingLosses, log_routing
+from fairseq_samu.criterions.smoothed_cross_entropy import smoothed_cross_entropy
 
 
 @dataclass
@@ -154,18 +154,16 @@ class LabelSmoothedNllCriterion(FairseqCriterion):  # type: ignore[misc]
                 "samu_xlsr trains with --criterion mse_to_labse"
             )
         net_output = model(**sample["net_input"])
-        skip = self.task.tags.prefix_size
-        lprobs = model.get_normalized_probs(net_output, log_probs=True)[:, skip:]
-        target = sample["target"][:, skip:]
-        token_loss, token_nll = label_smoothed_nll_loss(
-            lprobs, target, self.label_smoothing, ignore_index=self.padding_idx, reduce=False
+        logits, target = net_output[0], sample["target"]
+        trained = target.ne(self.padding_idx)
+        trained[:, : self.task.tags.prefix_size] = False
+        token_loss, token_nll, correct = smoothed_cross_entropy(
+            logits.flatten(0, 1), target.flatten(), trained.flatten(), self.label_smoothing
         )
         loss = token_loss.sum()
 
-        trained = target.ne(self.padding_idx)
-        correct = lprobs.argmax(-1).eq(target) & trained
         logging_output: Dict[str, Any] = {
-            "nll_loss": token_nll.sum().data,
+            "nll_loss": token_nll.sum(),
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
             "n_correct": correct.sum(),
@@ -174,7 +172,7 @@ class LabelSmoothedNllCriterion(FairseqCriterion):  # type: ignore[misc]
         # log tensors of one shape, which fairseq sums in a single all-reduce.
         for name, values in (
             ("pair_nll", token_nll.view(target.shape).sum(1)),
-            ("pair_correct", correct.sum(1)),
+            ("pair_correct", correct.view(target.shape).sum(1)),
             ("pair_ntokens", trained.sum(1)),
         ):
             per_pair = torch.zeros(len(self.task.pairs), device=target.device)
