@@ -6,27 +6,40 @@ import gc
 import logging
 import multiprocessing
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
+#: Something whose memory is measured.
+Step = Callable[[], object]
 
-def peak_mib(device: str, build: Callable[..., Callable[[], object]], *args: Any) -> float:
-    """Memory of everything that a step needs.
+
+def peak_mib(device: str, build: Callable[..., Step], *args: Any) -> float:
+    """Memory of everything that one step needs; see :func:`peaks_mib`."""
+    return peaks_mib(device, _only, build, *args)[0]
+
+
+def _only(build: Callable[..., Step], *args: Any) -> list[Step]:
+    return [build(*args)]
+
+
+def peaks_mib(device: str, build: Callable[..., Sequence[Step]], *args: Any) -> list[float]:
+    """Memory of everything that steps need, each at its peak.
 
     On a CPU it is resident memory beyond that of a process that has imported the same libraries, so that both
     devices count the same: weights, gradients, the optimiser's state, activations.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        build: returns the step; called in the other process, so it and its arguments have to be picklable.
+        build: returns the steps, the one that needs least first, because what a step leaves behind counts
+            in the next; called in the other process, so it and its arguments have to be picklable.
         *args: its arguments.
 
     Returns:
-        The largest use during a step, in MiB, after a first one, in which optimisers make their state.
+        The largest use during each step, in MiB, after a first one, in which optimisers make their state.
 
     Raises:
         RuntimeError: the other process ended without an answer.
@@ -38,26 +51,29 @@ def peak_mib(device: str, build: Callable[..., Callable[[], object]], *args: Any
     process.start()
     sender.close()
     try:
-        peak: float = receiver.recv()
+        peaks: list[float] = receiver.recv()
     except EOFError:
-        peak = -1.0
+        peaks = []
     process.join()
-    if peak < 0:
+    if not peaks:
         raise RuntimeError(f"measuring memory: the process ended with status {process.exitcode}")
-    return peak
+    return peaks
 
 
 def _measure(
-    sender: Connection, device: str, build: Callable[..., Callable[[], object]], args: tuple[Any]
+    sender: Connection, device: str, build: Callable[..., Sequence[Step]], args: tuple[Any]
 ) -> None:
     logging.disable(logging.INFO)
     before = 0.0 if device == "cuda" else _status("VmRSS")
-    step = build(*args)
-    step()
-    _forget_peak(device)
-    step()
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _status("VmHWM")
-    sender.send(peak - before)
+    steps = build(*args)
+    steps[0]()
+    peaks = []
+    for step in steps:
+        _forget_peak(device)
+        step()
+        peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _status("VmHWM")
+        peaks.append(peak - before)
+    sender.send(peaks)
 
 
 def _forget_peak(device: str) -> None:

@@ -29,7 +29,7 @@ from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
-from benchmarks.sizes import Size
+from benchmarks.sizes import LONGER, Size
 from benchmarks.training import start
 from data_prep.manifest import ManifestRow, ManifestWriter
 from fairseq_samu import compat
@@ -41,8 +41,9 @@ WORDS_A_TARGET = 12
 #: Of the vocabulary, what SentencePiece learned; the rest stands for the words of other languages.
 PIECES = 4_000
 SPLIT = "train"
-#: Utterances and targets that are half as long.
+#: Utterances and targets that are half as long, and those that are longer.
 SHORT_SPLIT = "short"
+LONG_SPLIT = "long"
 
 #: What the peer's decoder and adaptor have, as those of Li et al. 2021 with mBART.
 XM_MODEL = [
@@ -100,10 +101,10 @@ def prepare(folder: Path, size: Size, words: int, seconds: tuple[float, float]) 
         return peers
     data.mkdir(parents=True, exist_ok=True)
     spoken = _write_vocabulary(data, words)
-    rows = 2 * size.utterances
-    for split, part in ((SPLIT, 1), (SHORT_SPLIT, 2)):
-        low, high = (limit / part for limit in seconds)
-        write_corpus(data, split, rows, spoken, WORDS_A_TARGET // part, (low, high))
+    rows = max(2 * size.utterances, *(utterances for utterances, _ in size.memory))
+    for split, factor in ((SPLIT, 1), (SHORT_SPLIT, 0.5), (LONG_SPLIT, LONGER)):
+        low, high = (limit * factor for limit in seconds)
+        write_corpus(data, split, rows, spoken, int(WORDS_A_TARGET * factor), (low, high))
     write_wav2vec2(peers.wav2vec2, size)
     line = _xm_line(peers, size)
     args = options.parse_args_and_arch(options.get_training_parser(), line)
@@ -221,6 +222,17 @@ def batches(size: Size) -> list[Batch]:
         Batch(SPLIT, size.utterances // 2, (low, high)),
         Batch(SHORT_SPLIT, size.utterances, (low / 2, high / 2)),
     ]
+
+
+def memory_batches(size: Size) -> list[Batch]:
+    """The batch of a size, and those that more memory is measured with."""
+    low, high = size.seconds
+    longer = LONG_SPLIT, (low * LONGER, high * LONGER)
+    found = [batches(size)[0]]
+    for utterances, are_longer in size.memory:
+        split, seconds = longer if are_longer else (SPLIT, size.seconds)
+        found.append(Batch(split, utterances, seconds))
+    return found
 
 
 def xm_split(split: str) -> str:

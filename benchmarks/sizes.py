@@ -7,6 +7,9 @@ from dataclasses import dataclass
 #: wav2vec 2.0's extractor.
 CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2"
 
+#: How many times longer long utterances are.
+LONGER = 2.5
+
 
 @dataclass(frozen=True)
 class Size:
@@ -26,6 +29,8 @@ class Size:
             large one, with which one figure is.
         utterances: utterances of a batch.
         seconds: length of the shortest and of the longest of them.
+        memory: further batches whose memory is measured where it has a target, the one that needs least
+            first: how many utterances, and whether they are ``LONGER``.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Size:
     vocabularies: tuple[int, int]
     utterances: int
     seconds: tuple[float, float]
+    memory: tuple[tuple[int, bool], ...] = ()
 
 
 #: By name: one that only shows that a work runs, one for a CPU, one for a GPU (XLS-R 300M and mBART-50).
@@ -47,9 +53,14 @@ SIZES = {
     for size in (
         Size(
             "tiny", 2, 32, 4, "[(16, 20, 10), (16, 8, 4), (24, 4, 4), (24, 4, 2)]", 2, 16, 4,
-            (200, 400), 2, (0.4, 0.8),
+            (200, 400), 2, (0.4, 0.8), ((4, False), (2, True)),
         ),
-        Size("small", 6, 512, 8, CONVOLUTIONS, 6, 512, 8, (8_000, 250_000), 4, (3.0, 6.0)),
-        Size("large", 24, 1024, 16, CONVOLUTIONS, 12, 1024, 16, (8_000, 250_000), 32, (3.0, 12.0)),
+        Size(
+            "small", 6, 512, 8, CONVOLUTIONS, 6, 512, 8, (8_000, 250_000), 4, (3.0, 6.0),
+            ((8, False), (4, True), (16, False)),
+        ),
+        Size(
+            "large", 24, 1024, 16, CONVOLUTIONS, 12, 1024, 16, (8_000, 250_000), 32, (3.0, 12.0),
+        ),
     )
 }  # fmt: skip

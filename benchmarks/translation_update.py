@@ -15,7 +15,7 @@ from fairseq.trainer import Trainer
 
 from benchmarks import peers
 from benchmarks.comparison import Comparison, in_turn, seconds
-from benchmarks.memory import peak_mib
+from benchmarks.memory import peaks_mib
 from benchmarks.peers import Batch, Peers
 from benchmarks.sizes import Size
 from benchmarks.training import update
@@ -56,8 +56,7 @@ WAYS: dict[str, list[list[Pair]]] = {
 }
 
 
-#: Layers computed again in the backward pass; measured where memory has a target. The peer has it for its
-#: decoder alone, and keeps everything, as by default.
+#: Layers computed again in the backward pass, an option of both sides; measured where memory has a target.
 RECOMPUTED = ("--checkpoint-activations",)
 
 
@@ -70,6 +69,8 @@ class Choice(NamedTuple):
         theirs: options of ``xm_transformer``.
         target: ratio of times to reach; None for that of ``WAYS``.
         memory_target: ratio of memory to reach.
+        peer_recomputes: whether the peer trains the same with ``RECOMPUTED``: its encoder layers get no
+            gradient where nothing below them trains. Else it is measured without.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Choice(NamedTuple):
     theirs: list[str]
     target: float | None = None
     memory_target: float | None = None
+    peer_recomputes: bool = False
 
 
 def choices(size: Size, states: Path) -> list[Choice]:
@@ -93,13 +95,13 @@ def choices(size: Size, states: Path) -> list[Choice]:
             "LNA",
             ["--train-encoder", "layernorm,attention",
              "--train-decoder", "cross-attention,layernorm,attention"],
-            lna, 1.5, 2.0,
+            lna, 1.5, 2.0, True,
         ),
         Choice(
             "adapters, beside LNA",
             ["--encoder-adapter-dim", "256", "--train-encoder", "adapters",
              "--decoder-adapter-dim", "256", "--train-decoder", "adapters"],
-            lna, 1.5, 2.0,
+            lna, 1.5, 2.0, True,
         ),
         Choice(
             f"top {top_encoder} and {top_decoder} layers",
@@ -142,9 +144,8 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
     rows += compare_times(large_files, size, device, full, [base], large, max(2, repeats // 2))
     for choice in partial_choices:
         rows += compare_times(files, size, device, choice, [base], small, repeats)
-    for choice in (full, *partial_choices):
-        rows += compare_memory(files, size, device, choice, base, small)
-    rows += compare_memory(large_files, size, device, full, base, large)
+    rows += compare_memory(files, size, device, choices(size, out / "states"), small)
+    rows += compare_memory(large_files, size, device, [full], large)
     return rows
 
 
@@ -161,13 +162,13 @@ def build(side: str, files: Peers, size: Size, device: str, choice: Choice, way:
     )  # fmt: skip
 
 
-def build_step(
-    side: str, files: Peers, size: Size, device: str, choice: Choice, way: Way, batch: Batch
-) -> Callable[[], float]:
-    """One side's update."""
+def build_steps(
+    side: str, files: Peers, size: Size, device: str, choice: Choice, way: Way, batches: list[Batch]
+) -> list[Callable[[], float]]:
+    """One side's updates."""
     trainer = build(side, files, size, device, choice, way)
-    sample = peers.batch(trainer.task, batch.split, batch.rows)
-    return partial(update, trainer, sample)
+    samples = (peers.batch(trainer.task, batch.split, batch.rows) for batch in batches)
+    return [partial(update, trainer, sample) for sample in samples]
 
 
 def compare_times(
@@ -202,7 +203,7 @@ def compare_times(
                 rows.append(
                     Comparison(
                         WORK, f"{choice.name}, {our_way.name}, {batch}, {words}", "s", times[ours],
-                        times[theirs], PEER, choice.target or target,
+                        times[theirs], _peer(their_way), choice.target or target,
                         f"loss without dropout differs by {difference:.0e} of it",
                     )
                 )  # fmt: skip
@@ -212,26 +213,35 @@ def compare_times(
 
 
 def compare_memory(
-    files: Peers, size: Size, device: str, choice: Choice, batch: Batch, words: str
+    files: Peers, size: Size, device: str, choices: Sequence[Choice], words: str
 ) -> list[Comparison]:
-    """Measure the memory of updates, each in a process of its own."""
+    """Measure the memory of updates: of the size's batch, and of further ones where there is a target."""
     rows = []
-    for group in _groups(device, choice):
-        runs = {
-            (side, way): partial(
-                peak_mib, device, build_step, side, files, size, device, choice, way, batch
-            )
-            for side, way in _sides(group)
-        }
-        memory = in_turn(runs, 1, warm_up=0)
+    peaks: dict[tuple[object, ...], list[float]] = {}
+    for choice in choices:
+        batches = peers.memory_batches(size)[: 1 if choice.memory_target is None else None]
+        pairs = [pair for group in _groups(device, choice) for pair in group]
+        # Some choices have the peer in common.
+        keys = {place: (*place, *getattr(choice, place[0])) for place in _sides(pairs)}
+        for place, key in keys.items():
+            if key not in peaks:
+                peaks[key] = peaks_mib(
+                    device, build_steps, place[0], files, size, device, choice, place[1], batches
+                )
         rows += [
             Comparison(
-                WORK, f"memory: {choice.name}, {our_way.name}, {batch}, {words}", "MiB",
-                memory["ours", our_way], memory["theirs", their_way], PEER, choice.memory_target, "",
+                WORK, f"memory: {choice.name}, {ours.name}, {batch}, {words}", "MiB",
+                [peaks[keys["ours", ours]][n]], [peaks[keys["theirs", theirs]][n]],
+                _peer(theirs), choice.memory_target, "",
             )
-            for our_way, their_way, _ in group
+            for n, batch in enumerate(batches)
+            for ours, theirs, _ in pairs
         ]  # fmt: skip
     return rows
+
+
+def _peer(way: Way) -> str:
+    return " ".join((PEER, *way.options))
 
 
 def _groups(device: str, choice: Choice) -> list[list[Pair]]:
@@ -240,9 +250,10 @@ def _groups(device: str, choice: Choice) -> list[list[Pair]]:
     if choice.memory_target is None:
         return groups
     return [
-        [*group, *((_recomputing(ours), theirs, target) for ours, theirs, target in group)]
+        [*group, *((_recomputing(ours), _recomputing(theirs) if choice.peer_recomputes else theirs, target)
+                   for ours, theirs, target in group)]
         for group in groups
-    ]
+    ]  # fmt: skip
 
 
 def _recomputing(way: Way) -> Way:
