@@ -35,17 +35,28 @@ def hash_cells(
     # A word of 8 bytes from every byte on, the first in its lowest bits.
     words: NDArray[np.uint64] = np.ndarray(len(block), "<u8", block + bytes(8), strides=(1,))
     left = end - begin
-    hashes = (left.astype(np.uint64) + np.uint64(1)) * _MULTIPLIER
+    hashes = left.astype(np.uint64) * _MULTIPLIER
     if after is not None:
-        hashes ^= after * _MULTIPLIER
-    rows = np.flatnonzero(left)
-    begin, left = begin[rows], left[rows]
+        hashes ^= after
+    hashes = _mix(hashes, words[begin], left)
+    rows, step = np.flatnonzero(left > 8), 8
     while len(rows) > 0:
-        mixed = (hashes[rows] ^ (words[begin] & _LOW_BYTES[np.minimum(left, 8)])) * _MULTIPLIER
-        hashes[rows] = mixed ^ (mixed >> np.uint64(32))
-        more = np.flatnonzero(left > 8)
-        rows, begin, left = rows[more], begin[more] + 8, left[more] - 8
+        hashes[rows] = _mix(hashes[rows], words[begin[rows] + step], left[rows] - step)
+        step += 8
+        rows = rows[left[rows] > step]
     return hashes
+
+
+def _mix(
+    hashes: NDArray[np.uint64], words: NDArray[np.uint64], left: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """Hashes that also depend on the next word of each text, of which ``left`` bytes are left."""
+    mixed = _LOW_BYTES[np.minimum(left, 8)]
+    mixed &= words
+    mixed ^= hashes
+    mixed *= _MULTIPLIER
+    mixed ^= mixed >> np.uint64(32)
+    return mixed
 
 
 def first_of_each(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -265,10 +265,10 @@ class _Scan:
             for i, name in enumerate(self.columns)
             if name in COLUMNS
         }
-        is_empty = {name: begin == end for name, (begin, end) in cells.items()}
-        is_empty["tgt_lang"] &= ~is_empty["tgt_text"]
         for name in (*FILLED_COLUMNS, "tgt_lang"):
-            empty = is_empty[name]
+            empty = cells[name][0] == cells[name][1]
+            if name == "tgt_lang" and empty.any():
+                empty &= cells["tgt_text"][0] != cells["tgt_text"][1]
             if empty.any():
                 raise self._error(int(empty.argmax()), f"expected a value in {name}, found none")
         self.index.n_frames[rows] = self._parse_lengths(data, block, *cells["n_frames"])

@@ -205,7 +205,7 @@ class SpeechToTextSamuDataset(WaveformDataset):
         Args:
             batches: row numbers of each.
         """
-        counts = np.array([len(batch) for batch in batches])
+        counts = np.fromiter(map(len, batches), dtype=np.int64)
         samples = self.num_tokens_vec(np.concatenate(batches))
         longest = np.maximum.reduceat(samples, np.cumsum(counts) - counts)
         return float(1 - samples.sum() / (counts * longest).sum())
