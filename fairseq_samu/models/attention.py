@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
@@ -12,6 +13,8 @@ from fairseq_samu.modules.dropout import attention_with_dropout
 
 #: torch 1 has no fused kernels.
 FUSED = hasattr(F, "scaled_dot_product_attention")
+#: Keys to which a CPU attends as fast in 32 bits as in 16, forward and backward.
+FEW_KEYS = 256
 
 
 class Attention(MultiheadAttention):
@@ -43,7 +46,7 @@ class Attention(MultiheadAttention):
             key_padding_mask: True where padded, shape (B, T), or None without padding.
             incremental_state: of beam search.
             need_weights: return the weights too, outside of training.
-            static_kv: keys are those of the last step.
+            static_kv: keys are those of the state, if there is one.
             attn_mask: added to the scores, shape (L, T).
             before_softmax: return scores.
             need_head_weights: return the weights of every head, outside of training.
@@ -52,7 +55,7 @@ class Attention(MultiheadAttention):
             What was found, shape (L, B, D), and the weights or None.
         """
         weights = (need_weights or need_head_weights) and not self.training
-        if not FUSED or weights or incremental_state is not None or static_kv or before_softmax:
+        if not FUSED or weights or incremental_state is not None or before_softmax:
             found: tuple[Tensor, Tensor | None] = super().forward(
                 query, key, value, key_padding_mask, incremental_state, need_weights, static_kv,
                 attn_mask, before_softmax, need_head_weights,
@@ -72,9 +75,20 @@ class Attention(MultiheadAttention):
         if 0 < dropout < 1 and q.device.type == "cpu":
             attended = attention_with_dropout(q, k, v, mask, dropout)
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            attended = _attention(q, k, v, mask, dropout)
         attended = attended.permute(2, 0, 1, 3).reshape(length, batch, width)
         return self.out_proj(attended), None
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attend; on a CPU to few keys in 32 bits, because torch's gradient in 16 takes four times as long."""
+    halves = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
+    if not halves or k.size(2) > FEW_KEYS:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout)
+    with torch.autocast("cpu", enabled=False):
+        mask = None if mask is None else mask.float()
+        found = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, dropout)
+    return found.to(q.dtype)
 
 
 def fused(attention: MultiheadAttention) -> Attention:

@@ -39,10 +39,15 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop; any shape."""
-        if not self.training or not 0 < self.p < 1 or input.device.type != "cpu":
-            return F.dropout(input, self.p, self.training)
-        out: Tensor = _Dropout.apply(input, self.p)  # type: ignore[no-untyped-call]
-        return out
+        return dropout(input, self.p) if self.training else input
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Drop numbers with probability ``p``, on a CPU rounded to 1/65,536."""
+    if not 0 < p < 1 or x.device.type != "cpu":
+        return F.dropout(x, p)
+    out: Tensor = _Dropout.apply(x, p)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Dropout(torch.autograd.Function):

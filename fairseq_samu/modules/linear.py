@@ -17,16 +17,21 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Project ``input`` (..., K) to (..., N)."""
-        if not (
-            input.device.type == "cpu"
-            and input.dtype == autocast_dtype(input) == self.weight.dtype == torch.float32
-            and onednn_is_faster()
-        ):
-            return F.linear(input, self.weight, self.bias)
-        rows = input.reshape(-1, input.size(-1))
-        out: Tensor = _Projection.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        # The weight's width: where embeddings are tied and pruned, ``out_features`` is that of before.
-        return out.view(*input.shape[:-1], len(self.weight))
+        return linear(input, self.weight, self.bias)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Project ``input`` (..., K) by a weight (N, K) and a bias (N,) to (..., N)."""
+    if not (
+        input.device.type == "cpu"
+        and input.dtype == autocast_dtype(input) == weight.dtype == torch.float32
+        and onednn_is_faster()
+    ):
+        return F.linear(input, weight, bias)
+    rows = input.reshape(-1, input.size(-1))
+    out: Tensor = _Projection.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    # The weight's width: where embeddings are tied and pruned, ``out_features`` is that of before.
+    return out.view(*input.shape[:-1], len(weight))
 
 
 class _Projection(torch.autograd.Function):

@@ -175,6 +175,19 @@ def test_distributed_training_finds_no_unused_parameter(
         training_loss(parallel, make_batch([3000, 2000])).backward()
 
 
+def test_the_decoders_dropout_remembers_a_byte_and_may_be_retained() -> None:
+    decoder = make_model(decoder_dropout=0.5).decoder
+    kept: list[Tensor] = []
+    for module in (decoder.dropout_module, *(layer.dropout_module for layer in decoder.layers)):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            dropped = module.train()(torch.ones(1000, requires_grad=True))
+        assert kept.pop().dtype == torch.bool and not kept
+        assert sorted(dropped.unique().tolist()) == [0, 2]
+        assert module.eval()(dropped) is dropped
+        module.make_generation_fast_("decoder", retain_dropout=True)
+        assert (module(torch.ones(1000)) == 0).any()
+
+
 def test_layer_drop_in_the_decoder_skips_whole_layers() -> None:
     model = make_model(decoder_layerdrop=1.0, **NO_DROPOUT)
     wave, lengths, tokens = make_batch([3000])

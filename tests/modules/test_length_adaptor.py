@@ -28,17 +28,17 @@ def adaptors() -> list[nn.Module]:
 def test_conv_equals_fairseqs_without_padding(
     n_layers: int, kernel: int, stride: int, frames: int
 ) -> None:
-    ours = ConvGLUAdaptor(IN, OUT, n_layers, kernel, stride)
-    fairseqs = Conv1dAdaptor(IN, OUT, n_layers, kernel, stride)
+    ours = ConvGLUAdaptor(IN, OUT, n_layers, kernel, stride).double()
+    fairseqs = Conv1dAdaptor(IN, OUT, n_layers, kernel, stride).double()
     ours.load_state_dict(fairseqs.state_dict())
-    x = torch.randn(frames, 2, IN)
+    x = torch.randn(frames, 2, IN, dtype=torch.float64)
     expected, _ = fairseqs(x, None)
     found, mask = ours(x, None)
     assert mask is None
-    assert torch.equal(found, expected)
+    assert torch.allclose(found, expected)
     no_padding = torch.zeros(2, frames, dtype=torch.bool)
     found, mask = ours(x, no_padding)
-    assert torch.equal(found, expected)
+    assert torch.allclose(found, expected)
     assert mask is not None and not mask.any() and mask.shape == (2, expected.size(0))
 
 
@@ -48,13 +48,13 @@ def test_conv_equals_fairseqs_without_padding(
 @torch.no_grad()
 def test_blocks_equal_fairseqs(given: dict[str, bool]) -> None:
     blocks = ",".join({"layernorm": "norm", "proj": "ffn"}[name] for name in given)
-    fairseqs = Conv1dAdaptor(IN, OUT, 2, **given)
+    fairseqs = Conv1dAdaptor(IN, OUT, 2, **given).double()
     for parameter in fairseqs.parameters():
         parameter.normal_()
-    ours = ConvGLUAdaptor(IN, OUT, 2, blocks=blocks)
+    ours = ConvGLUAdaptor(IN, OUT, 2, blocks=blocks).double()
     ours.load_state_dict(fairseqs.state_dict())
-    x = torch.randn(17, 2, IN)
-    assert torch.allclose(ours(x, None)[0], fairseqs(x, None)[0], atol=1e-6)
+    x = torch.randn(17, 2, IN, dtype=torch.float64)
+    assert torch.allclose(ours(x, None)[0], fairseqs(x, None)[0])
 
 
 @torch.no_grad()
