@@ -40,8 +40,8 @@ TARGET = 2.5
 TOKENS = 16
 #: Frames of the shortest and of the longest sentence: 3 to 5 s of speech behind an adaptor of stride 8.
 FRAMES = (19, 32)
-#: Searches before those that count: weights are packed in the second.
-WARM_UP = 2
+#: Searches before those that count: weights are packed in the first.
+WARM_UP = 1
 TAG = 5
 
 
@@ -138,7 +138,8 @@ def decoders(
     ours.load_state_dict(theirs.state_dict())
     models = []
     for decoder in (theirs, ours):
-        model = FairseqEncoderDecoderModel(Given(None), decoder).eval().to(device)
+        model = FairseqEncoderDecoderModel(Given(None), decoder).to(device)
+        model.make_generation_fast_()  # as fairseq-generate does
         models.append(model.half() if device == "cuda" else model)
     return models[0], models[1]
 
@@ -276,7 +277,8 @@ def from_waveforms(out: Path, size: Size, device: str, repeats: int) -> Comparis
     runs, rows = {}, range(2 * size.utterances)
     sample: dict[str, Any] = {}
     for side, trainer in trainers.items():
-        model = trainer.get_model().eval()
+        model = trainer.get_model()
+        model.make_generation_fast_()
         sample, _ = trainer._prepare_sample(peers.batch(trainer.task, peers.SPLIT, rows))
         tags = sample["target"][:, :1]
         generator = trainer.task.build_generator([model], options)

@@ -145,6 +145,8 @@ class _Search:
         self.width = 1
         self.finalized: list[list[dict[str, Tensor]]] = [[] for _ in range(self.count)]
         self.finished = [False] * self.count
+        self._numbers = torch.arange(self.count, device=device)
+        self._places = torch.arange(2 * self.beam, device=device)
 
     def run(self) -> list[list[dict[str, Tensor]]]:
         """Find the hypotheses of every sentence, best first.
@@ -161,10 +163,20 @@ class _Search:
                 rows = None
                 continue
             found = self._candidates(step, self.decoder.logits(features))
-            sentences = self._finish(step, found)
+            ends = found.tokens.eq(self.options.eos) & found.scores.ne(-math.inf)
+            if not ends.any():
+                rows = self._continue(
+                    step, Candidates(*(x[:, : self.beam] for x in found)), self._numbers
+                )
+                continue
+            sentences = self._finish(step, found, ends)
             if len(sentences) == 0:
                 break
-            rows = self._continue(step, Candidates(*(x[sentences] for x in found)), sentences)
+            # Those that do not end, best first, stand before those that do.
+            order = self._places + len(self._places) * ends[sentences]
+            order = order.topk(self.beam, largest=False).indices
+            going_on = Candidates(*(x[sentences].gather(1, order) for x in found))
+            rows = self._continue(step, going_on, sentences)
         if not all(self.finished):
             broken = [row for row, done in enumerate(self.finished) if not done]
             raise FloatingPointError(
@@ -173,8 +185,8 @@ class _Search:
             )
         for hypotheses in self.finalized:
             scores = torch.tensor([float(hypothesis["score"]) for hypothesis in hypotheses])
-            order = scores.sort(descending=True).indices.tolist()
-            hypotheses[:] = [hypotheses[place] for place in order]
+            ranking = scores.sort(descending=True).indices.tolist()
+            hypotheses[:] = [hypotheses[place] for place in ranking]
         return self.finalized
 
     def _is_given(self, step: int) -> bool:
@@ -199,12 +211,13 @@ class _Search:
         if options.temperature != 1.0:
             logits = logits / options.temperature
         normalizers = log_normalizers(logits)
-        broken = ~normalizers.isfinite()
-        if broken.any():
+        finite = normalizers.isfinite()
+        if not finite.all():
             # fairseq, too, gives no chance to what follows numbers that are none.
+            broken = ~finite
             logits = logits.masked_fill(broken.unsqueeze(-1), -math.inf)
             normalizers = normalizers.masked_fill(broken, 0.0)
-        logits[..., options.pad] = -math.inf
+        logits.select(-1, options.pad).fill_(-math.inf)
         if options.unk_penalty:
             logits[..., options.unk] -= options.unk_penalty
         return logits, normalizers
@@ -231,17 +244,22 @@ class _Search:
             return self.scores.new_zeros(self.count, self.width)
         return self.scores[:, step - 1].view(self.count, self.beam)[:, : self.width]
 
-    def _finish(self, step: int, found: Candidates) -> Tensor:
+    def _finish(self, step: int, found: Candidates, ends: Tensor) -> Tensor:
         """Take out hypotheses that end, and sentences that are done.
+
+        Args:
+            step: number of the token before their last.
+            found: candidates.
+            ends: which of them end, shape (B, 2 x beam).
 
         Returns:
             Numbers of the sentences that go on.
         """
         beam = self.beam
-        ends = self._ends(found)[:, :beam]  # what ends behind the first ``beam`` is given up
-        rows = found.beams[:, :beam] + torch.arange(self.count, device=ends.device)[:, None] * beam
+        ends = ends[:, :beam]  # what ends behind the first ``beam`` is given up
         finished: list[int] = []
         if ends.any():
+            rows = self._numbers.unsqueeze(1) * beam + found.beams[:, :beam]
             finished = self.options.finalize_hypos(
                 step,
                 rows[ends],
@@ -255,15 +273,13 @@ class _Search:
                 self.source_lengths,
                 self.max_len,
             )
+        if not finished:
+            return self._numbers
         going_on = torch.ones(self.count, dtype=torch.bool, device=ends.device)
         going_on[finished] = False
         sentences = going_on.nonzero().squeeze(1)
-        if finished:
-            self._keep(sentences)
+        self._keep(sentences)
         return sentences
-
-    def _ends(self, found: Candidates) -> Tensor:
-        return found.tokens.eq(self.options.eos) & found.scores.ne(-math.inf)
 
     def _keep(self, sentences: Tensor) -> None:
         """Go on with these sentences alone."""
@@ -274,30 +290,29 @@ class _Search:
         if self.prefix is not None:
             self.prefix = self.prefix[sentences]
         self.source_lengths = self.source_lengths[sentences]
+        self._numbers = self._numbers[: self.count]
         self.decoder.keep(sentences)
 
     def _continue(self, step: int, found: Candidates, sentences: Tensor) -> Tensor:
-        """Let the best hypotheses that do not end have their next token.
+        """Let hypotheses have their next token.
 
         Args:
             step: number of the token before it.
-            found: candidates of the sentences that go on.
+            found: what follows, shape (B, beam), of the sentences that go on.
             sentences: numbers of these before others were done.
 
         Returns:
             Rows of the decoder's last step that they continue, shape (B x beam,).
         """
-        places = torch.arange(found.tokens.size(1), device=sentences.device)
-        order = places + len(places) * self._ends(found)
-        order = order.topk(self.beam, largest=False).indices
-        beams = found.beams.gather(1, order)
-        first = torch.arange(self.count, device=sentences.device).unsqueeze(1) * self.beam
-        rows = (first + beams).flatten()
-        self.tokens[:, : step + 1] = self.tokens[rows, : step + 1]
-        self.tokens[:, step + 1] = found.tokens.gather(1, order).flatten()
-        self.scores[:, :step] = self.scores[rows, :step]
-        self.scores[:, step] = found.scores.gather(1, order).flatten()
-        continued = (sentences.unsqueeze(1) * self.width + beams).flatten()
+        rows = (self._numbers.unsqueeze(1) * self.beam + found.beams).flatten()
+        continued = (sentences.unsqueeze(1) * self.width + found.beams).flatten()
+        for past, now, length in (
+            (self.tokens, found.tokens, step + 1),
+            (self.scores, found.scores, step),
+        ):
+            so_far = past.narrow(1, 0, length)
+            so_far.copy_(so_far.index_select(0, rows))
+            past.select(1, length).copy_(now.flatten())
         self.width = self.beam
         return continued
 

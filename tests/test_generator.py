@@ -22,6 +22,7 @@ from fairseq_samu.generator import (
     choose_generator,
 )
 from fairseq_samu.models.text_decoder import TextDecoder
+from fairseq_samu.modules import few_rows_linear
 from helpers.given_states import Given
 
 needs_fast_path = pytest.mark.skipif(
@@ -195,6 +196,60 @@ def test_too_long_a_minimum_is_refused_as_by_fairseq() -> None:
     generator = TaggedSequenceGenerator([model], model.decoder.dictionary, min_len=9, max_len_b=5)
     with pytest.raises(AssertionError, match="min_len cannot be larger than max_len"):
         generator.generate([model], make_batch(1))
+
+
+@needs_fast_path
+def test_one_entry_changed_behind_torchs_back_changes_hypotheses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As optimizers change weights: between validations, or by whoever pleases in between searches."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("needs oneDNN's product of torch 2")
+    monkeypatch.setattr(few_rows_linear, "onednn_is_faster", lambda: True)
+    packed = []
+    pack = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_reorder_linear_weight", lambda *x: packed.append(1) or pack(*x)
+    )
+    model, batch = make_model(2), make_batch(2)
+    decoder: Any = model.decoder
+    limits: dict[str, Any] = {"beam_size": 3, "max_len_b": 9, "min_len": 9}
+    ours, theirs = (made([model], decoder.dictionary, **limits) for made in (Fast, Slow))
+
+    def found(generator: Any) -> list[list[int]]:
+        return [h["tokens"].tolist() for row in generator.generate([model], batch) for h in row]
+
+    before: list[list[int]] = []
+    for turn, keeps in enumerate((False, False, True, True)):
+        if keeps:
+            model.train()
+            decoder.keep_weights()
+            model.eval()
+        for _ in range(2):
+            now = found(ours)
+            assert now == found(theirs) != before
+        assert bool(packed) == keeps
+        before = now
+        if keeps:  # an update follows the validation
+            model.train()
+            model.eval()
+        decoder.layers[-1].fc2.weight.data[3 + turn, 5] += 400
+    assert found(ours) == found(theirs) != before
+
+
+@needs_fast_path
+def test_weights_are_packed_for_models_that_will_not_be_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("needs oneDNN's product of torch 2")
+    monkeypatch.setattr(few_rows_linear, "onednn_is_faster", lambda: True)
+    model = make_model(2)
+    model.make_generation_fast_()  # as fairseq-generate asks for
+    generator = Fast([model], model.decoder.dictionary, beam_size=3, max_len_b=9)
+    generator.generate([model], make_batch(2))
+    assert len(generator._linear._packed) > 10
+    compare(model, make_batch(2), beam_size=3, max_len_b=9)
 
 
 def is_fast(generator: FastSequenceGenerator, **given: Any) -> bool:

@@ -81,6 +81,9 @@ class TextDecoder(LateTraining, TransformerDecoderBase):
         recomputes: keep only what enters a layer, and compute the rest again in the backward pass.
     """
 
+    #: Stands for the present values of the weights, where these are known to stay.
+    _weights: object = None
+
     def __init__(
         self,
         cfg: TransformerConfig,
@@ -107,6 +110,21 @@ class TextDecoder(LateTraining, TransformerDecoderBase):
         """Build one layer."""
         return TextDecoderLayer(cfg, no_encoder_attn)
 
+    def train(self, mode: bool = True) -> "TextDecoder":
+        """Switch to training, where weights change, or to evaluation."""
+        super().train(mode)
+        if mode:
+            self._weights = None
+        return self
+
+    def keep_weights(self) -> None:
+        """Promise that weights stay as they are now until training goes on; searches may prepare them."""
+        self._weights = object()
+
+    def make_generation_fast_(self, **_: Any) -> None:
+        """Hear from fairseq that this model will not be trained any more."""
+        self.keep_weights()
+
     @property
     def transformer(self) -> Transformer:
         """What there is to train."""
@@ -123,6 +141,7 @@ class TextDecoder(LateTraining, TransformerDecoderBase):
         self, encoder_out: Dict[str, List[Tensor]], linear: FewRowsLinear
     ) -> BeamDecoder:
         """Begin to decode for ``fairseq_samu.generator``."""
+        linear.begin(self._weights)
         masks = encoder_out["encoder_padding_mask"]
         mask = masks[0] if masks else None
         return BeamDecoder(self, encoder_out["encoder_out"][0], mask, linear)

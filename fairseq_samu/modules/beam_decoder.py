@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -40,6 +42,9 @@ class BeamDecoder:
             self._mask = mask[:, None, None]
         batch_first = states.transpose(0, 1).contiguous()
         self._layers = [_Layer(layer, batch_first, linear) for layer in decoder.layers]
+        self._first_norm, self._last_norm = map(
+            _function, (decoder.layernorm_embedding, decoder.layer_norm)
+        )
         #: Logits of the next token, (…, C) → (…, V).
         self.logits = linear(decoder.output_projection)
 
@@ -56,17 +61,15 @@ class BeamDecoder:
         """
         decoder = self._decoder
         self._length += 1
-        x = decoder.embed_scale * decoder.embed_tokens(tokens)
+        x = decoder.embed_scale * decoder.embed_tokens(tokens.flatten())
         # All that positions depend on is how many tokens there are.
         so_far = tokens.new_zeros(1, self._length)
-        x = x + decoder.embed_positions(so_far, incremental_state={})[:, -1:]
-        if decoder.layernorm_embedding is not None:
-            x = decoder.layernorm_embedding(x)
+        x = x + decoder.embed_positions(so_far, incremental_state={})[0, -1]
+        x = self._first_norm(x)
         for layer in self._layers:
             x = layer.advance(x, rows, self._length, self._mask)
-        if decoder.layer_norm is not None:
-            x = decoder.layer_norm(x)
-        return x
+        x = self._last_norm(x)
+        return x.view(*tokens.shape, -1)
 
     def keep(self, sentences: Tensor) -> None:
         """Leave out all other sentences from the next step on, whose ``rows`` are still those of this one.
@@ -83,6 +86,9 @@ class BeamDecoder:
 class _Layer:
     """A decoder layer with the keys and values that it has seen.
 
+    With few rows a good part of a step is Python and torch's way to its kernels: what modules need not be
+    asked for at every step is looked up here.
+
     Args:
         layer: fairseq's.
         states: the encoder's output, shape (B, T, C).
@@ -90,90 +96,129 @@ class _Layer:
     """
 
     def __init__(self, layer: Any, states: Tensor, linear: FewRowsLinear) -> None:
-        self._layer = layer
-        attention = layer.encoder_attn
-        self._heads = attention.num_heads
-        self._encoder_keys = _split(linear(attention.k_proj)(states), self._heads)
-        self._encoder_values = _split(linear(attention.v_proj)(states), self._heads)
+        attention, own = layer.encoder_attn, layer.self_attn
+        self._width, self._heads = own.embed_dim, own.num_heads
+        self._encoder_keys, self._encoder_values = (
+            _split(linear(projection)(states), self._heads)
+            for projection in (attention.k_proj, attention.v_proj)
+        )
         self._encoder_query, self._encoder_out = map(linear, (attention.q_proj, attention.out_proj))
-        own = layer.self_attn
         self._projections = linear(own.q_proj, own.k_proj, own.v_proj)
         self._out = linear(own.out_proj)
         self._fc1, self._fc2 = map(linear, (layer.fc1, layer.fc2))
-        #: Keys and values of the tokens so far, shape (B x W or more, room for tokens, 2, C), and memory to
-        #: move them to.
-        self._past = self._spare = states.new_empty(0, 0, 2, attention.embed_dim)
+        self._activation, self._adapter = layer.activation_fn, _function(layer.adapter)
+        self._norms_before: bool = layer.normalize_before
+        self._own_norm, self._encoder_norm, self._final_norm = map(
+            _function,
+            (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm),
+        )
+        #: Keys and values of the tokens so far, and memory to move them to.
+        self._past = self._spare = _Past(states, 0, 0, self._heads)
 
     def advance(self, x: Tensor, rows: Tensor | None, length: int, mask: Tensor | None) -> Tensor:
-        """Transform the newest tokens (B, W, C), which are the ``length``-th of theirs."""
-        layer = self._layer
-        residual, x = x, self._before(layer.self_attn_layer_norm, x)
-        x = self._after(layer.self_attn_layer_norm, residual + self._attend(x, rows, length))
-        residual, x = x, self._before(layer.encoder_attn_layer_norm, x)
-        x = residual + self._attend_to_encoder(x, mask)
-        x = self._after(layer.encoder_attn_layer_norm, x)
-        residual, x = x, self._before(layer.final_layer_norm, x)
-        x = self._fc2(layer.activation_fn(self._fc1(x)))
-        x = self._after(layer.final_layer_norm, residual + x)
-        adapted: Tensor = layer.adapter(x)
-        return adapted
+        """Transform the newest tokens (B x W, C), which are the ``length``-th of theirs."""
+        if self._norms_before:
+            x = x + self._attend(self._own_norm(x), rows, length)
+            x = x + self._attend_to_encoder(self._encoder_norm(x), mask)
+            x = x + self._fc2(self._activation(self._fc1(self._final_norm(x))))
+        else:
+            x = self._own_norm(x + self._attend(x, rows, length))
+            x = self._encoder_norm(x + self._attend_to_encoder(x, mask))
+            x = self._final_norm(x + self._fc2(self._activation(self._fc1(x))))
+        return self._adapter(x)
 
     def keep(self, sentences: Tensor) -> None:
         """Forget the encoder's output for all but these sentences."""
         self._encoder_keys = self._encoder_keys[sentences]
         self._encoder_values = self._encoder_values[sentences]
 
-    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return norm(x) if self._layer.normalize_before else x
-
-    def _after(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return x if self._layer.normalize_before else norm(x)
-
     def _attend(self, x: Tensor, rows: Tensor | None, length: int) -> Tensor:
         """Attend to the tokens so far."""
-        flat = x.flatten(0, 1)
-        past = self._moved(rows, length, flat)
-        query, now = self._projections(flat).tensor_split((x.size(-1),), -1)
-        past[:, length - 1] = now.view(len(now), 2, -1)
-        found = F.scaled_dot_product_attention(
-            _split(query.unsqueeze(1), self._heads),
-            _split(past[:, :length, 0], self._heads),
-            _split(past[:, :length, 1], self._heads),
-        )
-        return self._out(_joined(found).view_as(x))
+        query, now = self._projections(x).split((self._width, 2 * self._width), 1)
+        self._move(rows, length, x)
+        keys, values = self._past.add(now, length)
+        query = query.unflatten(1, (keys.size(1), 1, -1))
+        return self._out(F.scaled_dot_product_attention(query, keys, values).flatten(1))
 
-    def _moved(self, rows: Tensor | None, length: int, x: Tensor) -> Tensor:
-        """Keys and values so far, each at the hypothesis that continues theirs, with room for one more."""
+    def _move(self, rows: Tensor | None, length: int, x: Tensor) -> None:
+        """Bring keys and values so far to the hypotheses that continue theirs, with room for one more."""
         count, before = len(x), length - 1
-        if rows is None and before and length <= self._past.size(1):
-            return self._past[:count]
-        past, self._past = self._past, self._spare
-        if len(self._past) < count or self._past.size(1) < length:
-            room = max(FIRST_LENGTH, 2 * before)
-            self._past = x.new_empty(count, room, 2, x.size(-1))
+        if rows is None and before and length <= self._past.room:
+            return
+        past, self._past = self._past, self._spare.first(count)
+        if self._past.count < count or self._past.room < length:
+            self._past = _Past(x, count, max(FIRST_LENGTH, 2 * before), self._heads)
         if before:
-            if rows is None:
-                rows = torch.arange(count, device=x.device)
-            moved = self._past[:count, :before]
-            torch.index_select(past[:, :before], 0, rows, out=moved)
+            rows = torch.arange(count, device=x.device) if rows is None else rows
+            self._past.take(past, rows, before)
         self._spare = past
-        return self._past[:count]
 
     def _attend_to_encoder(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        keys = self._encoder_keys
+        query = self._encoder_query(x).view(len(keys), -1, self._width)
         found = F.scaled_dot_product_attention(
-            _split(self._encoder_query(x), self._heads),
-            self._encoder_keys,
-            self._encoder_values,
-            attn_mask=mask,
+            _split(query, self._heads), keys, self._encoder_values, attn_mask=mask
         )
-        return self._encoder_out(_joined(found))
+        return self._encoder_out(found.transpose(1, 2).reshape(x.shape))
+
+
+class _Past:
+    """Keys and values of the tokens of some hypotheses, with room for more tokens.
+
+    Args:
+        like: a tensor (…, C) of their kind.
+        count: hypotheses.
+        room: tokens.
+        heads: of the attention.
+    """
+
+    def __init__(self, like: Tensor, count: int, room: int, heads: int) -> None:
+        width = like.size(-1)
+        self._memory = like.new_empty(count, room, 2 * width)
+        #: The same, shape (2, count, H, room, C / H).
+        self._by_head = self._memory.view(count, room, 2, heads, width // heads).permute(
+            2, 0, 3, 1, 4
+        )
+        self.count, self.room = count, room
+
+    def first(self, count: int) -> _Past:
+        """The first ``count`` hypotheses, or all if they are fewer."""
+        if count >= self.count:
+            return self
+        part = copy(self)
+        part._memory, part._by_head = self._memory[:count], self._by_head[:, :count]
+        part.count = count
+        return part
+
+    def take(self, other: _Past, rows: Tensor, length: int) -> None:
+        """Copy the first ``length`` tokens of another's hypotheses ``rows``."""
+        here = self._memory.narrow(1, 0, length)
+        torch.index_select(other._memory.narrow(1, 0, length), 0, rows, out=here)
+
+    def add(self, now: Tensor, length: int) -> Sequence[Tensor]:
+        """Add the ``length``-th token's keys and values, shape (count, 2 C).
+
+        Returns:
+            All keys and values, each of shape (count, H, length, C / H).
+        """
+        self._memory.select(1, length - 1).copy_(now)
+        return self._by_head.narrow(3, 0, length).unbind()
+
+
+def _function(module: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    """What the module does in evaluation, without what torch does around every call of a module."""
+    if module is None or type(module) is nn.Identity:
+        return _same
+    if type(module) is not nn.LayerNorm:
+        return module
+    shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """(B, L, C) → (B, H, L, C / H)."""
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
-
-
-def _joined(x: Tensor) -> Tensor:
-    """(B, H, L, C / H) → (B, L, C)."""
-    return x.transpose(1, 2).flatten(2)

@@ -13,35 +13,42 @@ from torch.nn import functional as F  # noqa: N812
 
 from fairseq_samu.modules.matrix_product import onednn_is_faster
 
-#: Entries of a weight by which a change is noticed that torch does not count: that of ``weight.data``.
-_SAMPLE = 64
 
-
-class _Known(NamedTuple):
-    """A weight as it was last seen.
+class _Packed(NamedTuple):
+    """Weights side by side, in the order in which oneDNN reads them.
 
     Attributes:
-        marks: where it, or each of those side by side, lies and how often it changed.
-        sample: some of their entries.
-        packed: a copy in the order in which oneDNN reads it; None the first time.
+        marks: where each of them lies, and how often it changed.
+        weight: the copy.
     """
 
     marks: tuple[Any, ...]
-    sample: Tensor
-    packed: Tensor | None
+    weight: Tensor
 
 
 class FewRowsLinear:
     """Makes functions that do what linear layers do, without gradients; one for several of one input.
 
-    Where oneDNN is faster (see ``matrix_product``), it does the products. A weight that comes a second
-    time, unchanged, is packed: copied once into the order in which oneDNN reads it, which saves another
-    fifth with the 8 to 100 rows of a beam search and costs as much memory again. Elsewhere the layers'
-    own products are used.
+    Where oneDNN is faster (see ``matrix_product``), it does the products; elsewhere the layers' own are used.
+    Weights that are known to stay are packed: copied once into the order in which oneDNN reads them, which
+    saves another fifth with the rows of a beam search, half with 5 of them, and costs as much memory again.
     """
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[nn.Linear, _Known] = WeakKeyDictionary()
+        self._weights: object = None
+        self._packed: WeakKeyDictionary[nn.Linear, _Packed] = WeakKeyDictionary()
+
+    def begin(self, weights: object) -> None:
+        """Begin to make functions for a search.
+
+        Args:
+            weights: stands for the weights' values: what is packed serves as long as this is the same; None =
+                they may change at any time, and nothing is packed. (That torch counts changes is not enough
+                to notice them: those of ``weight.data``, as of fairseq's optimizers, it does not count.)
+        """
+        if weights is None or weights is not self._weights:
+            self._packed.clear()
+        self._weights = weights
 
     def __call__(self, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
         """Make a function (…, in_features) → (…, out_features of all), good until a weight changes."""
@@ -49,25 +56,18 @@ class FewRowsLinear:
         on_cpu = first.device.type == "cpu" and first.dtype == torch.float32
         if not (on_cpu and onednn_is_faster()):
             return partial(_own_product, *_joined(layers))
+        if self._weights is None:
+            return partial(_one_dnn_product, *_joined(layers))
         marks = tuple(
             (weight.data_ptr(), weight._version, weight.shape, weight.stride())
             for weight in (layer.weight for layer in layers)
         )
-        sample = torch.cat([_sample(layer.weight) for layer in layers])
-        known = self._known.get(layers[0])
-        if known is None or known.marks != marks or not torch.equal(known.sample, sample):
-            self._known[layers[0]] = _Known(marks, sample, None)
-            return partial(_one_dnn_product, *_joined(layers))
-        weight, bias = _joined(layers) if known.packed is None else (known.packed, _bias(layers))
-        if known.packed is None:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            self._known[layers[0]] = known._replace(packed=weight)
-        return partial(_one_dnn_product, weight, bias)
-
-
-def _sample(weight: Tensor) -> Tensor:
-    entries = weight.detach().flatten()
-    return entries[:: max(1, len(entries) // _SAMPLE)]
+        packed = self._packed.get(layers[0])
+        if packed is None or packed.marks != marks:
+            weight, _ = _joined(layers)
+            packed = _Packed(marks, torch.ops.mkldnn._reorder_linear_weight(weight, None))
+            self._packed[layers[0]] = packed
+        return partial(_one_dnn_product, packed.weight, _bias(layers))
 
 
 def _joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

@@ -419,8 +419,10 @@ class SpeechToTextSamuTask(FairseqTask):  # type: ignore[misc]
         return {name: sums.to(pair.device) for name, sums in statistics.items()}
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
-        """Forget the utterance vectors of the last validation."""
+        """Forget the utterance vectors of the last validation; weights stay until the end of this one."""
         self._collectors.clear()
+        if self._scores.wanted and hasattr(model.decoder, "keep_weights"):
+            model.decoder.keep_weights()
 
     def _log_retrieval(self, path: str) -> None:
         """Log retrieval over a whole split, to be worked out when all its vectors are there."""

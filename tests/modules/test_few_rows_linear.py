@@ -1,5 +1,7 @@
 """Products with weights that come again, beside those of the layers."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ def close(found: Tensor, expected: Tensor) -> bool:
 @torch.no_grad()
 def test_products_are_those_of_the_layer(dtype: torch.dtype, bias: bool) -> None:
     layer, linear = nn.Linear(7, 5, bias=bias).to(dtype), FewRowsLinear()
-    for rows in (3, 1, 40):  # the weight is packed from the second time on
+    for rows, weights in ((3, None), (1, "these"), (40, "these"), (2, None)):
+        linear.begin(weights)
         product, x = linear(layer), torch.randn(2, rows, 7).to(dtype)
         assert close(product(x), layer(x))
         assert close(product(x[:, :1]), layer(x[:, :1]))
@@ -31,6 +34,7 @@ def test_layers_side_by_side(dtype: torch.dtype, bias: bool) -> None:
     layers = [nn.Linear(7, width, bias=bias).to(dtype) for width in (5, 3, 4)]
     linear, x = FewRowsLinear(), torch.randn(2, 7).to(dtype)
     for turn in range(4):
+        linear.begin(None if turn == 0 else turn // 3)
         found = linear(*layers)(x)
         assert close(found, torch.cat([layer(x) for layer in layers], -1))
         if turn == 2:  # the last of them alone changes
@@ -50,7 +54,7 @@ def one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_one_dnn
 @pytest.mark.usefixtures("one_dnn")
-def test_a_weight_is_packed_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_packed_once_where_they_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     times = []
     pack = torch.ops.mkldnn._reorder_linear_weight
     monkeypatch.setattr(
@@ -58,33 +62,42 @@ def test_a_weight_is_packed_the_second_time(monkeypatch: pytest.MonkeyPatch) -> 
     )
     layer, linear = nn.Linear(7, 5), FewRowsLinear()
     packed = []
-    for _ in range(4):
+    for weights in (None, None, "these", "these", "those", "those", None, "those"):
+        linear.begin(weights)
         linear(layer)
         packed.append(len(times))
-    assert packed == [0, 1, 1, 1]
-    FewRowsLinear()(layer)
-    assert len(times) == 1
+    assert packed == [0, 0, 1, 1, 2, 2, 2, 3]
+
+
+def change_one_entry(layer: nn.Linear) -> None:
+    """As fairseq's optimizers change weights: torch does not count it."""
+    layer.weight.data[4, 6] += 1
+
+
+CHANGES: dict[str, Callable[[nn.Linear], object]] = {
+    "in place": lambda layer: layer.weight[4, 6].add_(1),
+    "data": change_one_entry,
+    "other memory": lambda layer: setattr(layer.weight, "data", layer.weight.data + 1),
+    "step": lambda layer: torch.optim.SGD(layer.parameters(), lr=0.1).step(),
+    "load": lambda layer: layer.load_state_dict(nn.Linear(7, 5).state_dict()),
+}
 
 
 @needs_one_dnn
 @pytest.mark.usefixtures("one_dnn")
-@pytest.mark.parametrize("way", ["in place", "data", "other memory", "step", "load"])
+@pytest.mark.parametrize("weights", [None, "these"])
+@pytest.mark.parametrize("change", list(CHANGES))
 @torch.no_grad()
-def test_a_changed_weight_is_noticed(way: str) -> None:
+def test_a_changed_weight_is_noticed(change: str, weights: str | None) -> None:
     layer, linear, x = nn.Linear(7, 5), FewRowsLinear(), torch.randn(3, 7)
-    before = [linear(layer)(x) for _ in range(3)][-1]
-    if way == "in place":
-        layer.weight[4, 6] += 1
-    elif way == "data":  # torch does not count this change
-        layer.weight.data.mul_(2)
-    elif way == "other memory":
-        layer.weight.data = layer.weight.data + 1
-    elif way == "step":
-        layer.weight.grad = torch.ones_like(layer.weight)
-        torch.optim.SGD(layer.parameters(), lr=0.1).step()
-    else:
-        layer.load_state_dict(nn.Linear(7, 5).state_dict())
+    layer.weight.grad = torch.ones_like(layer.weight)
     for _ in range(3):
+        linear.begin(weights)
+        before = linear(layer)(x)
+    CHANGES[change](layer)
+    for _ in range(3):
+        # Who changes weights behind torch's back has to break the promise that they stay.
+        linear.begin("those" if weights is not None and change == "data" else weights)
         found = linear(layer)(x)
         assert close(found, layer(x)) and not torch.allclose(found, before)
 

@@ -15,6 +15,7 @@ from data_prep.join_manifests import Source, join_manifests
 from fairseq_samu.criterions import LabelSmoothedNllCriterion
 from fairseq_samu.models import SamuXlsrModel, XlsrMbartStModel
 from fairseq_samu.tasks import SpeechToTextSamuConfig, SpeechToTextSamuTask
+from helpers.tiny_models import TRANSLATOR, build
 
 
 def setup(data, **options):
@@ -224,6 +225,20 @@ def test_rows_without_translation_are_no_translation_data(corpus, tmp_path, temp
 
 def model_options(name):
     return OmegaConf.create({"_name": name, "input_normalization": "utterance"})
+
+
+def test_weights_stay_for_the_searches_of_a_validation(corpus):
+    """Until the next update; without scores nothing is translated."""
+    model = build(TRANSLATOR)[0]
+    setup(corpus).begin_valid_epoch(1, model)
+    assert model.decoder._weights is None
+    seen = set()
+    for _ in range(2):
+        setup(corpus, eval_bleu=True).begin_valid_epoch(1, model.eval())
+        seen.add(model.decoder._weights)
+        assert model.eval().decoder._weights in seen - {None}
+        assert model.train().decoder._weights is None
+    assert len(seen) == 2
 
 
 def test_a_model_without_decoder_reads_no_targets(corpus, tmp_path, monkeypatch):
