@@ -142,7 +142,7 @@ def _trainer(out: Path, device: str, source: str, splits: Sequence[str]) -> Trai
         str(out), "--task", "speech_to_text_samu", "--dictionary", "dict.json", "--lang-tag-template", "",
         "--normalize", "none", "--arch", "connector_st", "--speech-encoder-path", str(out / "speech"),
         "--text-model-path", str(out / "text"), "--criterion", "label_smoothed_nll",
-        "--optimizer", "adam", "--lr", "2e-4", "--lr-scheduler", "fixed", "--clip-norm", "5",
+        "--optimizer", "grouped_adam", "--lr", "2e-4", "--lr-scheduler", "fixed", "--clip-norm", "5",
         "--batch-size", "1", "--num-workers", "0", "--seed", "1", "--no-progress-bar",
     ]  # fmt: skip
     if source == "states":

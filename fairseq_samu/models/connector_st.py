@@ -34,6 +34,7 @@ from fairseq_samu.models.text_model_from_options import (
     text_model_settings,
 )
 from fairseq_samu.models.translator import Translator
+from fairseq_samu.modules.dropout import use_fast_dropout
 from fairseq_samu.modules.moe_projector import MoEProjector
 from fairseq_samu.modules.padding import padding_mask
 from fairseq_samu.pretrained.causal_lm import LORA
@@ -198,9 +199,11 @@ class ConnectorStModel(Translator):
         speech = load_frozen_speech_encoder(cfg.speech_encoder_path, cfg.input_normalization)
         text = load_text_model(cfg, task)
         feeds_encoder = str(cfg.connect) == "encoder"
+        connector = build_connector(cfg, speech.width, text.width)
+        use_fast_dropout(connector)
         encoder = ConnectedEncoder(
             speech,
-            build_connector(cfg, speech.width, text.width),
+            connector,
             text if feeds_encoder or isinstance(text, CausalTextModel) else None,
             _encode_prefix(cfg, task) if feeds_encoder else None,
         )

@@ -50,6 +50,14 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return out
 
 
+def use_fast_dropout(network: nn.Module) -> None:
+    """Make every ``torch.nn.Dropout`` inside a ``Dropout`` of the same probability."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p).train(child.training))
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:

@@ -10,6 +10,7 @@ from fairseq_samu.modules.dropout import (
     keep_mask,
     masked,
     share_kept,
+    use_fast_dropout,
 )
 
 
@@ -96,3 +97,16 @@ def test_attention_remembers_no_weights():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         attention_with_dropout(q, k, v, None, 0.1)
     assert {t.dtype for t in kept if t.shape == (2, 2, 50, 50)} == {torch.bool}
+
+
+def test_dropout_of_torchs_layers_is_exchanged():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 12, 0.25)
+    x = torch.randn(5, 3, 8)
+    expected = layer.eval()(x)
+    use_fast_dropout(layer)
+    assert [type(m) is Dropout and m.p == 0.25 for m in (layer.dropout, layer.dropout1)] == [
+        True
+    ] * 2
+    assert not layer.dropout.training and torch.equal(layer(x), expected)
+    assert not torch.allclose(layer.train()(x), expected)
