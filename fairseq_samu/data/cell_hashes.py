@@ -32,8 +32,8 @@ def hash_cells(
     Returns:
         Hashes (N,).
     """
-    # A word of 8 bytes from every byte on, the first in its lowest bits.
-    words: NDArray[np.uint64] = np.ndarray(len(block), "<u8", block + bytes(8), strides=(1,))
+    # A word of 8 bytes from every byte on, and behind the last; its first byte in the lowest bits.
+    words: NDArray[np.uint64] = np.ndarray(len(block) + 1, "<u8", block + bytes(8), strides=(1,))
     left = end - begin
     hashes = left.astype(np.uint64) * _MULTIPLIER
     if after is not None:

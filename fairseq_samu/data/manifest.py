@@ -26,7 +26,7 @@ class Manifest:
     is checked when the manifest is first opened.
 
     Opening it scans the file once and keeps where the cells are, the lengths and the language pairs
-    in ``.NAME.tsv.index/index.npy`` beside it. Later opens, in every rank, memory-map that:
+    in ``.NAME.tsv.index/index.bin`` beside it. Later opens, in every rank, memory-map that:
     milliseconds for a million rows. The index is rebuilt when the manifest's size or modification
     time changed.
 
@@ -141,7 +141,7 @@ class Manifest:
     def _open_index(self, body: int) -> ManifestIndex:
         """The stored index if it fits the file, else a new one, stored for the next time."""
         folder, name = os.path.split(self.path)
-        cache = os.path.join(folder, f".{name}.index", "index.npy")
+        cache = os.path.join(folder, f".{name}.index", "index.bin")
         index = ManifestIndex.load(cache, self._fd, len(self.columns))
         if index is not None:
             return index
