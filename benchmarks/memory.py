@@ -66,6 +66,7 @@ def _measure(
     logging.disable(logging.INFO)
     before = 0.0 if device == "cuda" else _status("VmRSS")
     steps = build(*args)
+    gc.collect()  # checkpoints may be held by reference cycles
     steps[0]()
     peaks = []
     for step in steps:

@@ -45,6 +45,8 @@ class SpeechLayer(TransformerSentenceEncoderLayer):
     def __init__(self, layerdrop: float, **shape: Any) -> None:
         super().__init__(**shape)
         fused(self.self_attn)
+        if shape["activation_fn"] == "gelu":
+            self.activation_fn = nn.functional.gelu  # fairseq's keeps a copy in float32
         for name in ("dropout1", "dropout2", "dropout3"):
             setattr(self, name, Dropout(getattr(self, name).p))
         self.layerdrop = layerdrop

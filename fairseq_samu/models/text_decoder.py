@@ -46,6 +46,8 @@ class TextDecoderLayer(TransformerDecoderLayerBase):
         super().__init__(cfg, no_encoder_attn)
         fused(self.self_attn)
         fused(self.encoder_attn)
+        if cfg.activation_fn == "gelu":
+            self.activation_fn = nn.functional.gelu  # fairseq's keeps a copy in float32
         self.adapter: nn.Module = nn.Identity()
 
     def forward(

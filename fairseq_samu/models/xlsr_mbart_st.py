@@ -240,6 +240,8 @@ class XlsrMbartStModel(Translator):
         model = cls(encoder, decoder, task.target_dictionary, transcripts)
         if pretrained is not None and pretrained.vocabulary is not None:
             model.check_vocabularies({"vocabulary_version": pretrained.vocabulary})
+        # Exceptions that omegaconf catches below keep this frame until the garbage collector comes.
+        del pretrained
         model.register_settings(cfg, task)
         model.name_parts({"encoder": frames.transformer, "decoder": decoder.transformer})
         return model

@@ -1,4 +1,4 @@
-"""Projections by the faster library of a CPU, forward and backward."""
+"""Projections by the faster library of a CPU, forward and backward, that keep little."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from fairseq_samu.modules.matrix_product import autocast_dtype, onednn_is_faster
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` whose products in float32 on a CPU are those of ``matrix_product``."""
+    """``torch.nn.Linear`` with the products of ``matrix_product``, in float32 on a CPU.
+
+    Under autocast, a frozen weight is converted for the forward pass and again for the backward pass: torch
+    keeps what it converted in between, half as much memory again as all frozen weights take.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Project ``input`` (..., K) to (..., N)."""
@@ -22,26 +26,38 @@ class Linear(nn.Linear):
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Project ``input`` (..., K) by a weight (N, K) and a bias (N,) to (..., N)."""
-    if not (
+    dtype = autocast_dtype(input)
+    fast = (
         input.device.type == "cpu"
-        and input.dtype == autocast_dtype(input) == weight.dtype == torch.float32
+        and input.dtype == dtype == weight.dtype == torch.float32
         and onednn_is_faster()
-    ):
-        return F.linear(input, weight, bias)
+    )
+    converts = (
+        dtype != weight.dtype
+        and not weight.requires_grad
+        and input.requires_grad
+        and torch.is_grad_enabled()
+    )
+    # Of more dimensions that are not in order, torch multiplies each by a copy of the weight.
     rows = input.reshape(-1, input.size(-1))
-    out: Tensor = _Projection.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    if fast or converts:
+        bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            out: Tensor = _Projection.apply(rows.to(dtype), weight, bias)  # type: ignore[no-untyped-call]
+    else:
+        out = F.linear(rows, weight, bias)
     # The weight's width: where embeddings are tied and pruned, ``out_features`` is that of before.
     return out.view(*input.shape[:-1], len(weight))
 
 
 class _Projection(torch.autograd.Function):
-    """Rows (M, K) times a weight (N, K), plus a bias (N,)."""
+    """Rows (M, K) times a weight (N, K), which is converted to their precision, plus a bias (N,)."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         to_rows, to_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(rows if to_weight else None, weight if to_rows else None)
-        return product(rows, weight.t(), bias)
+        return product(rows, weight.to(rows.dtype).t(), bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -49,7 +65,7 @@ class _Projection(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         to_rows, to_weight, to_bias = ctx.needs_input_grad
         return (
-            product(grad, weight) if to_rows else None,
+            product(grad, weight.to(grad.dtype)) if to_rows else None,
             product(grad.t(), rows) if to_weight else None,
             grad.sum(0) if to_bias else None,
         )

@@ -1,5 +1,6 @@
 """Partial training inside the models."""
 
+import gc
 import logging
 import multiprocessing
 import socket
@@ -11,7 +12,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import fairseq_samu.models  # noqa: F401  (registers the models)
+from fairseq_samu import compat
 from fairseq_samu.optim.skipped_parameters import drop_gradients
+from fairseq_samu.pretrained.text_decoder import TextDecoderCheckpoint
+from fairseq_samu.pretrained.wav2vec2 import Wav2VecCheckpoint
 from helpers.tiny_models import (
     ADAPTERS,
     LNA,
@@ -141,6 +145,27 @@ def test_nothing_is_kept_below_the_first_layer_that_trains(chosen, first):
     else:
         assert below[: first + 1] == [(False, 0)] * (first + 1)
         assert all(graph and count for graph, count in below[first + 1 :]) and kept
+
+
+@pytest.mark.skipif(not compat.CPU_BF16_TRAINS, reason="torch 1 cannot")
+@pytest.mark.parametrize("frozen", [True, False])
+def test_under_autocast_no_activation_and_no_frozen_weight_is_kept_in_float32(frozen):
+    widths = {"encoder_ffn_embed_dim": 44, "decoder_ffn_embed_dim": 28, **ADAPTERS}
+    chosen = CHOICES[0] if frozen else {}
+    model = build(TRANSLATOR, decoder_activation_fn="gelu", **widths, **chosen)[0].train()
+    kept = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        model(*batch(), TOKENS)
+    own = {p.data_ptr() for p in model.parameters()}
+    activations = [t.dtype for t in kept if t.shape[-1] in (44, 28) and t.dim() == 3]
+    assert {*activations} == {torch.bfloat16}
+    copies = [
+        t for t in kept if sorted(t.shape) in ([16, 44], [12, 28]) and t.data_ptr() not in own
+    ]
+    assert bool(copies) != frozen
 
 
 def graded(model):
@@ -344,3 +369,17 @@ def test_two_workers_wait_for_nothing_that_does_not_train():
     for worker in workers:
         worker.kill()
     assert codes == [0, 0]
+
+
+def test_weights_that_were_copied_are_freed(tmp_path):
+    path = save(tmp_path / "model.pt", *build(TRANSLATOR))
+    gc.collect()
+    gc.disable()
+    try:
+        model = build(TRANSLATOR, speech_encoder_path=path, text_decoder_path=path)
+        held = [
+            o for o in gc.get_objects() if isinstance(o, TextDecoderCheckpoint | Wav2VecCheckpoint)
+        ]
+    finally:
+        gc.enable()
+    assert model and not held

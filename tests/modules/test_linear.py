@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
+from fairseq_samu import compat
 from fairseq_samu.modules import matrix_product
 from fairseq_samu.modules.linear import Linear, use_fast_products
 
@@ -55,6 +57,49 @@ def test_autocast():
     layer, x = Linear(8, 4), torch.randn(3, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not compat.CPU_BF16_TRAINS, reason="torch 1 cannot")
+@pytest.mark.parametrize("bias", [True, False])
+def test_under_autocast_a_frozen_weight_gives_what_torchs_gives(bias):
+    theirs, ours = nn.Linear(24, 40, bias=bias), Linear(24, 40, bias=bias)
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for layer in (theirs, ours):
+        torch.manual_seed(0)
+        layer.weight.requires_grad_(False)
+        x = torch.randn(5, 7, 24, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+            (out * torch.randn(5, 7, 40)).sum().backward()
+        results.append([out, x.grad, *(p.grad for p in layer.parameters())])
+    for mine, expected in zip(results[1], results[0], strict=True):
+        assert (mine is None) == (expected is None)
+        assert mine is None or (mine.dtype == expected.dtype and torch.equal(mine, expected))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_under_autocast_no_copy_of_a_frozen_weight_is_kept(frozen):
+    kept = []
+    layer = Linear(6, 3).requires_grad_(not frozen)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        layer(torch.randn(5, 6, requires_grad=True))
+    copies = [t for t in kept if t.numel() == 18 and t.data_ptr() != layer.weight.data_ptr()]
+    assert bool(copies) != frozen
+
+
+def test_a_transposed_input_is_multiplied_by_the_weight_itself():
+    """torch makes a copy of the weight for each utterance."""
+    layer = Linear(256, 4096, bias=False).to(torch.bfloat16).requires_grad_(False)
+    x = torch.randn(5, 16, 256, dtype=torch.bfloat16).transpose(0, 1)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        out = layer(x)
+    assert torch.equal(out, nn.functional.linear(x.contiguous(), layer.weight))
+    allocated = sum(max(0, e.self_cpu_memory_usage) for e in profiled.key_averages())
+    assert allocated < 2 * (out.numel() + x.numel()) * 2
 
 
 def test_parameters_stay_the_same_ones():
