@@ -26,6 +26,14 @@ class FusedAdam(Adam):  # type: ignore[misc]
     fairseq's own, because the kernel wants one type; so it is on other devices and with torch before 2.4.
     """
 
+    #: What the next step multiplies gradients with, on its way through them.
+    factor: float | torch.Tensor = 1.0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients and what to multiply them with."""
+        super().zero_grad(set_to_none)
+        self.factor = 1.0
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make a step.
 
@@ -35,12 +43,15 @@ class FusedAdam(Adam):  # type: ignore[misc]
         Returns:
             What ``closure`` returned.
         """
-        if not compat.FUSED_ADAM or not self._fits():
-            return super().step(closure)
         loss = None if closure is None else closure()
+        factor, self.factor = self.factor, 1.0
         with torch.no_grad():
-            for group in self.param_groups:
-                self._step_group(group)
+            if compat.FUSED_ADAM and self._fits():
+                for group in self.param_groups:
+                    self._step_group(group, factor)
+            else:
+                self._multiply_gradients(factor)
+                super().step()
         return loss
 
     def _fits(self) -> bool:
@@ -56,8 +67,21 @@ class FusedAdam(Adam):  # type: ignore[misc]
             if tensor is not None  # there are no averages before the first step
         )
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        """Update the weights of a group, those together that have made as many steps."""
+    def _multiply_gradients(self, factor: float | torch.Tensor) -> None:
+        if _is_one(factor):
+            return
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.grad.mul_(factor)
+
+    def _step_group(self, group: dict[str, Any], factor: float | torch.Tensor) -> None:
+        """Update the weights of a group, those together that have made as many steps.
+
+        Args:
+            group: of weights.
+            factor: what their gradients are multiplied with.
+        """
         alike: dict[tuple[torch.device, int], list[tuple[torch.Tensor, ...]]] = {}
         for weight in group["params"]:
             if weight.grad is None:
@@ -71,15 +95,22 @@ class FusedAdam(Adam):  # type: ignore[misc]
                 (weight, weight.grad, *averages)
             )
         beta1, beta2 = group["betas"]
+        # The kernel divides, and writes down what it found.
+        scale = None if _is_one(factor) else 1 / torch.as_tensor(factor, dtype=torch.float32)
         for (device, step), rows in alike.items():
             weights, gradients, first, second = map(list, zip(*rows))
             # The kernel counts them up, one at a time.
             steps = torch.full((len(weights),), step - 1.0, device=device)
             adamw(
                 weights, gradients, first, second, [], list(steps.unbind()),
-                fused=True, amsgrad=False, maximize=False,
+                fused=True, grad_scale=scale, amsgrad=False, maximize=False,
                 lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
                 # fairseq adds epsilon before the second average is corrected for having begun at
                 # zero, torch after that.
                 eps=group["eps"] / math.sqrt(1 - beta2**step),
             )  # fmt: skip
+
+
+def _is_one(factor: float | torch.Tensor) -> bool:
+    """Whether there is nothing to multiply; tensors are not looked at, which a device would wait for."""
+    return not isinstance(factor, torch.Tensor) and factor == 1

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -78,6 +78,33 @@ class GroupedAdam(FairseqAdam):  # type: ignore[misc]
         for group in self.param_groups:
             group["base_lr"] = lr
             group["lr"] = lr * self.scales[group["part"]]
+
+    def multiply_grads(self, c: float | torch.Tensor) -> None:
+        """Multiply gradients with ``c``; steps of ``FusedAdam`` do so on their way, as they clip."""
+        if isinstance(self.optimizer, FusedAdam):
+            self.optimizer.factor = self.optimizer.factor * c
+        else:
+            super().multiply_grads(c)
+
+    def clip_grad_norm(
+        self, max_norm: float, aggregate_norm_fn: Optional[Callable[[Any], Any]] = None
+    ) -> torch.Tensor:
+        """Make gradients together no longer than ``max_norm``, unless it is 0.
+
+        Args:
+            max_norm: their largest norm.
+            aggregate_norm_fn: makes the norm of all workers' gradients of this one's.
+
+        Returns:
+            Their norm before that.
+        """
+        fused = isinstance(self.optimizer, FusedAdam)
+        norm: torch.Tensor = super().clip_grad_norm(0 if fused else max_norm, aggregate_norm_fn)
+        if fused:
+            norm = norm * self.optimizer.factor
+            if max_norm > 0:
+                self.multiply_grads((max_norm / (norm + 1e-6)).clamp(max=1))
+        return norm
 
     def load_state_dict(
         self, state_dict: dict[str, Any], optimizer_overrides: Optional[dict[str, Any]] = None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fairseq import optim
 from fairseq.optim.adam import Adam
+from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -98,3 +99,63 @@ def test_flattened_weights_are_refused():
 def test_fairseqs_own_steps_can_be_asked_for():
     assert type(build()[0].optimizer) is FusedAdam
     assert type(build(use_old_adam=True)[0].optimizer) is Adam
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 100.0])
+@pytest.mark.parametrize("count", [8.0, torch.tensor(8.0)])
+def test_gradients_are_averaged_and_clipped_as_fairseq_does(max_norm, count):
+    """On the way through them, or before; the second time from gradients that were none in between."""
+    norms, trained = [], []
+    for use_old_adam in (False, True):
+        optimizer, weights = build(use_old_adam=use_old_adam)
+        for gradients in ([8, -4, 16, 2], [2, 3, 4, 5]):
+            optimizer.zero_grad()
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = torch.tensor(float(gradient))
+            optimizer.multiply_grads(1 / count)
+            norms.append(optimizer.clip_grad_norm(max_norm).item())
+            optimizer.step()
+        trained.append([weight.item() for weight in weights])
+        averages = [state["exp_avg_sq"] for state in optimizer.state_dict()["state"].values()]
+        trained[-1] += torch.stack(averages).tolist()
+    # The root of 8² + 4² + 16² + 2² and of 2² + 3² + 4² + 5², divided by 8.
+    assert norms == pytest.approx([340**0.5 / 8, 54**0.5 / 8] * 2)
+    assert trained[0] == pytest.approx(trained[1], rel=1e-5)
+
+
+def test_what_was_to_be_multiplied_is_forgotten_with_the_gradients():
+    """A batch that did not fit in memory, or whose gradients were not finite, makes no step."""
+    optimizer, weights = build(lr=1.0)
+    optimizer.multiply_grads(1e-30)
+    optimizer.zero_grad()
+    weights[0].grad = torch.tensor(1e-6)
+    optimizer.step()
+    assert weights[0].item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("memory_efficient", [False, True])
+def test_mixed_precision_is_fairseqs(memory_efficient):
+    cls = MemoryEfficientFP16Optimizer if memory_efficient else FP16Optimizer
+    trained = []
+    for use_old_adam in (False, True):
+        cfg = OmegaConf.create(
+            {
+                "common": {"bf16": True, "fp16_scale_window": 1},
+                "optimization": {"update_freq": [1]},
+                "optimizer": build(use_old_adam=use_old_adam)[0].cfg,
+                "distributed_training": {"distributed_world_size": 1},
+            }
+        )
+        weights = [nn.Parameter(torch.linspace(0, 1, 40).bfloat16()) for _ in PARTS]
+        for weight, part in zip(weights, PARTS, strict=True):
+            weight.param_group = part
+        optimizer = cls.build_optimizer(cfg, weights)
+        for number in range(1, 4):
+            optimizer.zero_grad()
+            optimizer.backward(sum((weight**2).sum() * number for weight in weights))
+            optimizer.multiply_grads(0.5)
+            optimizer.clip_grad_norm(2.0)
+            optimizer.step()
+        trained.append(torch.cat([weight.detach() for weight in weights]).float())
+    assert (trained[0] - torch.linspace(0, 1, 40).repeat(4)).abs().max() > 0.02
+    torch.testing.assert_close(trained[0], trained[1], rtol=2**-8, atol=1e-6)
