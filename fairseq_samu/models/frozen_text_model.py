@@ -11,6 +11,7 @@ from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
+from fairseq_samu.models.frozen_text_search import FrozenTextSearch
 from fairseq_samu.pretrained.kept_rows import read_kept_rows
 from fairseq_samu.pretrained.seq2seq import keep_rows, load_seq2seq
 
@@ -180,6 +181,10 @@ class FrozenTextModel(FairseqIncrementalDecoder):  # type: ignore[misc]
         if self.start is None and incremental_state is None:
             logits = nn.functional.pad(logits, (0, 0, 1, 0))
         return logits, {"attn": [None]}
+
+    def begin_search(self, encoder_out: dict[str, list[Tensor]], _linear: Any) -> FrozenTextSearch:
+        """Begin to decode for ``fairseq_samu.generator``."""
+        return FrozenTextSearch(self, encoder_out)
 
     def reorder_incremental_state_scripting(
         self, incremental_state: dict[str, Any], new_order: Tensor

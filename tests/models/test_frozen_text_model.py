@@ -9,6 +9,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from fairseq_samu.data.text_model_dictionary import TextModelDictionary
+from fairseq_samu.generator import FastSequenceGenerator, TaggedSequenceGenerator
 from fairseq_samu.models.frozen_text_model import FrozenTextModel
 from fairseq_samu.modules.padding import padding_mask
 from fairseq_samu.pretrained.seq2seq import keep_rows
@@ -70,12 +71,13 @@ def make_batch(size: int = 32) -> dict[str, Tensor]:
     return {"src_tokens": torch.randn(size, 9, WIDTH), "src_lengths": lengths}
 
 
+@pytest.mark.parametrize("generator_class", [SequenceGenerator, FastSequenceGenerator])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beam_search_finds_the_hypotheses_of_generate(family: str) -> None:
+def test_beam_search_finds_the_hypotheses_of_generate(family: str, generator_class: Any) -> None:
     decoder = make_text_model(family)
     dictionary, batch = decoder.dictionary, make_batch()
     model = FairseqEncoderDecoderModel(Given(None), decoder).eval()
-    generator = SequenceGenerator([model], dictionary, beam_size=5, max_len_a=0, max_len_b=LONGEST)
+    generator = generator_class([model], dictionary, beam_size=5, max_len_a=0, max_len_b=LONGEST)
     found = generator.generate([model], {"net_input": batch})
     expected = decoder.model.generate(
         encoder_outputs=transformers.modeling_outputs.BaseModelOutput(batch["src_tokens"]),
@@ -95,6 +97,52 @@ def test_beam_search_finds_the_hypotheses_of_generate(family: str) -> None:
         assert hypotheses[0]["tokens"].tolist() == theirs
         assert float(hypotheses[0]["score"]) == pytest.approx(score, abs=1e-4)
     assert compared >= 3
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("begins", ["start", "tag"])
+def test_the_fast_search_finds_what_fairseqs_does(
+    monkeypatch: pytest.MonkeyPatch, begins: str, padded: bool
+) -> None:
+    """Every hypothesis with its score, behind the decoder's start and a tag, or behind a tag alone."""
+    decoder = make_text_model("mbart")
+    batch = make_batch()
+    if begins == "tag":
+        decoder.start = None
+    if not padded:
+        batch["src_lengths"][:] = 9
+    searches = []
+    begin = decoder.begin_search
+    monkeypatch.setattr(
+        decoder, "begin_search", lambda *a: searches.append(begin(*a)) or searches[0]
+    )
+    model = FairseqEncoderDecoderModel(Given(None), decoder).eval()
+    generator = TaggedSequenceGenerator([model], decoder.dictionary, beam_size=4, max_len_b=12)
+    sample, tags = {"net_input": batch}, torch.arange(4, 36).unsqueeze(1)
+    fast = generator.generate([model], sample, prefix_tokens=tags)
+    assert len(searches) == 1
+    monkeypatch.setattr(TaggedSequenceGenerator, "_is_plain", lambda *given: False)
+    slow = generator.generate([model], sample, prefix_tokens=tags)
+    assert len(searches) == 1
+    assert len({len(hypotheses[0]["tokens"]) for hypotheses in slow}) > 3, "they end apart"
+    for mine, theirs in zip(fast, slow, strict=True):
+        assert [h["tokens"].tolist() for h in mine] == [h["tokens"].tolist() for h in theirs]
+        for a, b in zip(mine, theirs):
+            torch.testing.assert_close(a["positional_scores"], b["positional_scores"])
+
+
+@torch.no_grad()
+def test_hypotheses_of_the_one_sentence_that_goes_on_read_that_sentence() -> None:
+    """Four sentences with a hypothesis each, then one with four: as many rows, of another sentence."""
+    decoder = make_text_model("t5")
+    encoder_out = Given(None)(**make_batch(4))
+    search = decoder.begin_search(encoder_out, None)
+    search.advance(torch.full((4, 1), decoder.dictionary.eos()), None)
+    search.keep(torch.tensor([2]))
+    found = search.logits(search.advance(torch.tensor([[5, 6, 7, 8]]), torch.full((4,), 2)))
+    tokens = torch.tensor([[1, token] for token in (5, 6, 7, 8)])
+    states = Given(None).reorder_encoder_out(encoder_out, torch.full((4,), 2))
+    torch.testing.assert_close(found[0], decoder(tokens, states)[0][:, 1], rtol=1e-4, atol=1e-4)
 
 
 def _until(tokens: list[int], end: int) -> list[int]:
