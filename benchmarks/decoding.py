@@ -27,14 +27,18 @@ from benchmarks import peers
 from benchmarks.comparison import Comparison, in_turn, seconds
 from benchmarks.sizes import Size
 from fairseq_samu import compat
+from fairseq_samu.data.text_model_dictionary import TextModelDictionary
 from fairseq_samu.generator import FastSequenceGenerator, TaggedSequenceGenerator
+from fairseq_samu.models.frozen_text_model import FrozenTextModel
 from fairseq_samu.models.xlsr_mbart_st import TextDecoder
+from fairseq_samu.modules.linear import use_fast_products
 from fairseq_samu.pretrained.huggingface_decoder import config_of, huggingface_weights
 from fairseq_samu.pretrained.text_decoder import TextDecoderCheckpoint
 
 WORK = "beam search"
 FAIRSEQ = "fairseq's generator, xm_transformer"
 HUGGING_FACE = "Hugging Face's SpeechEncoderDecoderModel.generate()"
+TEXT_MODEL = "Hugging Face's T5ForConditionalGeneration.generate()"
 TARGET = 2.5
 #: Tokens of every hypothesis, the one that ends it left out.
 TOKENS = 16
@@ -106,6 +110,7 @@ def measure(out: Path, size: Size, device: str, repeats: int) -> list[Comparison
             rows.append(search_alone(shape, theirs, ours, beam, sentences, count))
         if shape is shapes[0] and importlib.util.find_spec("transformers") is not None:
             rows.append(beside_hugging_face(shape, ours, 5, 8, repeats))
+            rows.append(text_model(shape, device, 5, 8, repeats))
     rows.append(from_waveforms(out, size, device, repeats))
     return rows
 
@@ -188,8 +193,6 @@ def beside_hugging_face(
     shape: Shape, ours: FairseqEncoderDecoderModel, beam: int, sentences: int, repeats: int
 ) -> Comparison:
     """Time our search and transformers' in the same states, without padding."""
-    from transformers.modeling_outputs import BaseModelOutput
-
     batch = states_like(ours.decoder, sentences, FRAMES[1])
     states = batch["net_input"]["src_tokens"]
     dictionary = ours.decoder.dictionary
@@ -198,21 +201,71 @@ def beside_hugging_face(
     )
     tags = torch.full((sentences, 1), TAG, device=states.device)
     model = hugging_face(shape, ours.decoder).eval().to(states)
+    search = partial(generator.generate, [ours], batch, prefix_tokens=tags)
+    figure = f"{shape}; beam {beam}, {sentences} sentences, states given"
+    generate = _generate(model, states, dictionary, beam, forced_bos_token_id=TAG)
+    return _beside_generate(figure, search, generate, beam, batch, repeats, HUGGING_FACE)
+
+
+def text_model(shape: Shape, device: str, beam: int, sentences: int, repeats: int) -> Comparison:
+    """Time the search of ``connector_st`` in a T5 and transformers' own, as above."""
+    import transformers
+
+    config = transformers.T5Config(
+        d_model=shape.dim, num_layers=shape.layers, num_heads=shape.heads, d_ff=4 * shape.dim,
+        d_kv=shape.dim // shape.heads, vocab_size=shape.words, decoder_start_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs, inner = (transformers.T5ForConditionalGeneration(config).eval() for _ in range(2))
+    inner.load_state_dict(theirs.state_dict())
+    symbols = [f"word{number}" for number in range(shape.words)]
+    dictionary = TextModelDictionary(symbols, bos=0, pad=0, eos=1, unk=2)
+    ours = FairseqEncoderDecoderModel(Given(None), FrozenTextModel(inner, dictionary)).eval()
+    use_fast_products(ours)
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    theirs, ours = theirs.to(device, dtype), ours.to(device, dtype)
+    states = torch.randn(sentences, FRAMES[1], shape.dim).to(device, dtype)
+    lengths = torch.full((sentences,), FRAMES[1], device=device)
+    batch = {"net_input": {"src_tokens": states, "src_lengths": lengths}}
+    generator = FastSequenceGenerator(
+        [ours], dictionary, beam_size=beam, max_len_b=TOKENS, min_len=TOKENS
+    )
+    search = partial(generator.generate, [ours], batch)
+    figure = f"T5, {shape}; beam {beam}, {sentences} sentences, states given"
+    generate = _generate(theirs, states, dictionary, beam)
+    return _beside_generate(figure, search, generate, beam, batch, repeats, TEXT_MODEL)
+
+
+def _generate(
+    model: Any, states: Tensor, dictionary: Dictionary, beam: int, **more: Any
+) -> Callable[[], Tensor]:
+    """transformers' search in given states."""
+    from transformers.modeling_outputs import BaseModelOutput
 
     def generate() -> Tensor:
         # What is given is expanded where it lies.
         given = BaseModelOutput(states)
         found: Tensor = model.generate(
             encoder_outputs=given, num_beams=beam, num_return_sequences=beam, early_stopping=True,
-            max_new_tokens=TOKENS, do_sample=False, forced_bos_token_id=TAG, forced_eos_token_id=None,
-            suppress_tokens=[dictionary.pad(), dictionary.eos()],
+            max_new_tokens=TOKENS, do_sample=False, forced_eos_token_id=None,
+            suppress_tokens=[dictionary.pad(), dictionary.eos()], **more,
         )  # fmt: skip
         return found
 
-    runs = {
-        "ours": partial(generator.generate, [ours], batch, prefix_tokens=tags),
-        "theirs": generate,
-    }
+    return generate
+
+
+def _beside_generate(
+    figure: str,
+    search: Callable[[], Any],
+    generate: Callable[[], Tensor],
+    beam: int,
+    batch: dict[str, Any],
+    repeats: int,
+    peer: str,
+) -> Comparison:
+    sentences = len(batch["net_input"]["src_lengths"])
+    runs = {"ours": search, "theirs": generate}
     speed, found = sentences_a_second(runs, sentences, batch, repeats)
     theirs = found["theirs"][:, 1:].reshape(sentences, beam, -1).tolist()
     # Only ours counts what it costs to end, which changes the order.
@@ -222,9 +275,8 @@ def beside_hugging_face(
         for row, their_row in pairs
     )
     same = f"the {beam} hypotheses of {equal} of {sentences} sentences are the same"
-    figure = f"{shape}; beam {beam}, {sentences} sentences, states given"
     return Comparison(
-        WORK, figure, "sentences/s", speed["ours"], speed["theirs"], HUGGING_FACE, None, same, True
+        WORK, figure, "sentences/s", speed["ours"], speed["theirs"], peer, None, same, True
     )
 
 

@@ -20,8 +20,9 @@ def test_hypotheses_are_the_same(rows: list[Comparison]) -> None:
     for row in beside_fairseq:
         equal, _, total = row.same.split(" ")[:3]
         assert equal == total != "0", row
-    (beside_hugging_face,) = [row for row in rows if row.peer == decoding.HUGGING_FACE]
-    assert "hypotheses of 8 of 8 sentences are the same" in beside_hugging_face.same
+    for peer in (decoding.HUGGING_FACE, decoding.TEXT_MODEL):
+        (row,) = [row for row in rows if row.peer == peer]
+        assert "hypotheses of 8 of 8 sentences are the same" in row.same
 
 
 def test_sentences_a_second_are_counted() -> None:
