@@ -83,7 +83,7 @@ def _size(path: str) -> int:
 def _mark(manifest: Manifest, root: str) -> str:
     """File whose existence says that this version of the manifest passed with this root."""
     status = os.stat(manifest.path)
-    key = f"{status.st_size} {status.st_mtime_ns} {os.path.realpath(root)}"
+    key = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {os.path.realpath(root)}"
     folder, name = os.path.split(manifest.path)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return os.path.join(folder, f".{name}.index", f"audio_present_{digest}")

@@ -27,8 +27,8 @@ class Manifest:
 
     Opening it scans the file once and keeps where the cells are, the lengths and the language pairs
     in ``.NAME.tsv.index/index.bin`` beside it. Later opens, in every rank, memory-map that:
-    milliseconds for a million rows. The index is rebuilt when the manifest's size or modification
-    time changed.
+    milliseconds for a million rows. The index is rebuilt when the manifest's size or the time of its
+    last change is another.
 
     Args:
         path: the manifest.

@@ -19,10 +19,10 @@ COLUMNS = ("id", "audio", "n_frames", "tgt_text", "speaker", "src_text", "src_la
 FILLED_COLUMNS = ("id", "audio", "n_frames", "src_lang")
 
 #: First number of a stored index; another layout gets another number.
-FORMAT = 0x53414D5500000003
+FORMAT = 0x53414D5500000004
 
 #: Numbers in front of the fields of an index.
-HEAD = 7
+HEAD = 8
 
 #: Bytes of the manifest in memory at a time while its index is built; what is made of them stays in the
 #: processor's cache.
@@ -55,8 +55,9 @@ class ManifestIndex:
     alone that it looks at, and shares them with the others.
 
     Attributes:
-        flat: HEAD numbers (FORMAT, bytes of the manifest, its modification time in ns, columns C, rows N,
-            language pairs P, bytes of a cell's end), then the fields below and a checksum of all that, int64.
+        flat: HEAD numbers (FORMAT, bytes of the manifest, when its content and when its inode changed, in
+            ns, columns C, rows N, language pairs P, bytes of a cell's end), then the fields below and a
+            checksum of all that, int64.
         starts: (N,) where rows begin, in bytes of the manifest.
         n_frames: (N,) length in 16 kHz samples.
         cell_ends: (C, N) bytes from a row's beginning to where the next cell begins; a cell ends one
@@ -77,13 +78,13 @@ class ManifestIndex:
         """Room for so many rows, and for the most language pairs."""
         cells = _words(width * columns * rows) + _words(2 * rows)
         flat = np.zeros(HEAD + 2 * rows + cells + MAX_PAIRS + 1, dtype=np.int64)
-        flat[:HEAD] = FORMAT, status.st_size, status.st_mtime_ns, columns, rows, MAX_PAIRS, width
+        flat[:HEAD] = *_key(status, columns), rows, MAX_PAIRS, width
         return cls.of(flat)
 
     @classmethod
     def of(cls, flat: NDArray[np.int64]) -> ManifestIndex:
         """Fields of an array whose HEAD is filled in."""
-        columns, rows, pairs, width = (int(number) for number in flat[3:HEAD])
+        columns, rows, pairs, width = (int(number) for number in flat[4:HEAD])
         sizes = [rows, rows, _words(width * columns * rows), _words(2 * rows), pairs]
         parts = np.split(flat[HEAD:-1], np.cumsum(sizes))
         starts, n_frames, cell_ends, pair_ids, first_rows = parts[:5]
@@ -114,18 +115,22 @@ class ManifestIndex:
         Returns:
             None if there is no index, or if it is damaged or does not belong to this manifest.
         """
-        status = os.fstat(fd)
-        key = [FORMAT, status.st_size, status.st_mtime_ns, columns]
         try:
             # Plain numbers: the header of a .npy file is parsed as Python, with any error if it is damaged.
             flat = np.asarray(np.memmap(path, dtype=np.int64, mode="r"))
-            if flat[:4].tolist() != key:
+            if flat[:5].tolist() != _key(os.fstat(fd), columns):
                 return None
             if _checksum(path, flat.nbytes - 8) != flat[-1]:
                 return None
         except (OSError, ValueError):
             return None
         return cls.of(flat)
+
+
+def _key(status: os.stat_result, columns: int) -> list[int]:
+    """First numbers of the index of a manifest in its present state."""
+    # Archives and copies can give two files of one size the same modification time, but not both times.
+    return [FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns, columns]
 
 
 def _words(size: int) -> int:
@@ -311,7 +316,7 @@ class _Scan:
         self.index.pair_ids[:] = np.argsort(order).astype(np.int16)[self.index.pair_ids]
         self.index.first_rows[: len(order)] = self.index.first_rows[order]
         flat = self.index.flat
-        flat[5] = len(order)
+        flat[6] = len(order)
         return ManifestIndex.of(flat[: len(flat) - MAX_PAIRS + len(order)])
 
     def _widen(self) -> None:

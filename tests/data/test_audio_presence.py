@@ -76,3 +76,10 @@ def test_a_large_manifest_that_passed_is_looked_up_once(write, tmp_path, monkeyp
     os.utime(tmp_path / "train.tsv", (time.time() + 5, time.time() + 5))
     check_audio_present(Manifest(tmp_path / "train.tsv"), str(tmp_path))
     assert looked_up == ["a.wav"]
+    # The same content and time again, but written since.
+    before = (tmp_path / "train.tsv").stat()
+    time.sleep(0.02)
+    (tmp_path / "train.tsv").write_bytes((tmp_path / "train.tsv").read_bytes())
+    os.utime(tmp_path / "train.tsv", ns=(before.st_atime_ns, before.st_mtime_ns))
+    check_audio_present(Manifest(tmp_path / "train.tsv"), str(tmp_path))
+    assert looked_up == ["a.wav", "a.wav"]

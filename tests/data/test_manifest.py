@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import resource
+import time
 import zipfile
 
 import numpy as np
@@ -358,6 +359,17 @@ def test_a_changed_manifest_of_the_same_size_is_indexed_again(write, builds):
         file.write(line("c") + "\n")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert len(Manifest(path)) == 3
+
+
+def test_another_manifest_of_the_same_size_and_time_is_indexed_again(write):
+    path = write(line("a", n_frames="111"), line("b", n_frames="22", tgt_text="yes"))
+    before = path.stat()
+    assert Manifest(path).n_frames.tolist() == [111, 22]
+    time.sleep(0.02)  # the clock of a file system ticks every few milliseconds
+    write(line("a", n_frames="11"), line("b", n_frames="222", tgt_text="yes"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert Manifest(path).n_frames.tolist() == [11, 222]
 
 
 def test_a_changed_manifest_with_a_bad_row_is_refused(write):
