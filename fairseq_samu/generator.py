@@ -11,6 +11,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 from torch.nn import functional
 
+from fairseq_samu.modules.beam_decoder import SearchMemory
 from fairseq_samu.modules.few_rows_linear import FewRowsLinear
 from fairseq_samu.modules.top_candidates import Candidates, log_normalizers, top_candidates
 
@@ -18,7 +19,7 @@ from fairseq_samu.modules.top_candidates import Candidates, log_normalizers, top
 class FastSequenceGenerator(SequenceGenerator):  # type: ignore[misc]
     """fairseq's generator; one model's plain beam search takes a path with the same results in less time.
 
-    That path needs a decoder whose ``begin_search(encoder_out, linear)`` returns something like
+    That path needs a decoder whose ``begin_search(encoder_out, linear, memory)`` returns something like
     ``fairseq_samu.modules.beam_decoder.BeamDecoder``. It goes as fairseq's: of the best 2 x beam
     continuations of a sentence, those among the first ``beam`` that end are done, the first ``beam`` of
     those that do not are continued, and a sentence is done when ``beam`` hypotheses are. The differences:
@@ -40,7 +41,7 @@ class FastSequenceGenerator(SequenceGenerator):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._linear = FewRowsLinear()
+        self._linear, self._memory = FewRowsLinear(), SearchMemory()
 
     def _generate(
         self,
@@ -52,8 +53,12 @@ class FastSequenceGenerator(SequenceGenerator):  # type: ignore[misc]
         net_input = sample["net_input"]
         if constraints is None and self._is_plain(net_input, prefix_tokens):
             (encoder_out,) = self.model.forward_encoder(net_input)
-            decoder = self.model.single_model.decoder.begin_search(encoder_out, self._linear)
-            return _Search(self, decoder, net_input, prefix_tokens, bos_token).run()
+            begin = self.model.single_model.decoder.begin_search
+            decoder = begin(encoder_out, self._linear, self._memory)
+            try:
+                return _Search(self, decoder, net_input, prefix_tokens, bos_token).run()
+            finally:
+                decoder.end()
         return super()._generate(sample, prefix_tokens, constraints, bos_token)
 
     def _is_plain(self, net_input: dict[str, Any], prefix_tokens: Tensor | None) -> bool:

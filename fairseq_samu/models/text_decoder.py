@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fairseq_samu.models.attention import fused
 from fairseq_samu.modules.adapter import Adapter
-from fairseq_samu.modules.beam_decoder import BeamDecoder
+from fairseq_samu.modules.beam_decoder import BeamDecoder, SearchMemory
 from fairseq_samu.modules.dropout import dropout
 from fairseq_samu.modules.few_rows_linear import FewRowsLinear
 from fairseq_samu.modules.late_training import (
@@ -140,13 +140,13 @@ class TextDecoder(LateTraining, TransformerDecoderBase):
         return expected_by_workers(x, waiting), extra
 
     def begin_search(
-        self, encoder_out: Dict[str, List[Tensor]], linear: FewRowsLinear
+        self, encoder_out: Dict[str, List[Tensor]], linear: FewRowsLinear, memory: SearchMemory
     ) -> BeamDecoder:
         """Begin to decode for ``fairseq_samu.generator``."""
         linear.begin(self._weights)
         masks = encoder_out["encoder_padding_mask"]
         mask = masks[0] if masks else None
-        return BeamDecoder(self, encoder_out["encoder_out"][0], mask, linear)
+        return BeamDecoder(self, encoder_out["encoder_out"][0], mask, linear, memory)
 
 
 def clear_unfilled(positions: nn.Module | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import Any
 
 import torch
@@ -29,10 +28,16 @@ class BeamDecoder:
         states: the encoder's output, shape (T, B, C).
         padding_mask: True where it is padded, shape (B, T), or None without padding.
         linear: makes the products with weights; the same one for all searches.
+        memory: for keys and values of tokens; the same one for all searches.
     """
 
     def __init__(
-        self, decoder: Any, states: Tensor, padding_mask: Tensor | None, linear: FewRowsLinear
+        self,
+        decoder: Any,
+        states: Tensor,
+        padding_mask: Tensor | None,
+        linear: FewRowsLinear,
+        memory: SearchMemory,
     ) -> None:
         self._decoder = decoder
         self._length = 0
@@ -41,7 +46,7 @@ class BeamDecoder:
             mask = states.new_zeros(padding_mask.shape).masked_fill(padding_mask, -torch.inf)
             self._mask = mask[:, None, None]
         batch_first = states.transpose(0, 1).contiguous()
-        self._layers = [_Layer(layer, batch_first, linear) for layer in decoder.layers]
+        self._layers = [_Layer(layer, batch_first, linear, memory) for layer in decoder.layers]
         self._first_norm, self._last_norm = map(
             _function, (decoder.layernorm_embedding, decoder.layer_norm)
         )
@@ -82,6 +87,11 @@ class BeamDecoder:
         for layer in self._layers:
             layer.keep(sentences)
 
+    def end(self) -> None:
+        """Leave the memory to the next search."""
+        for layer in self._layers:
+            layer.end()
+
 
 class _Layer:
     """A decoder layer with the keys and values that it has seen.
@@ -93,9 +103,12 @@ class _Layer:
         layer: fairseq's.
         states: the encoder's output, shape (B, T, C).
         linear: see ``BeamDecoder``.
+        memory: see there.
     """
 
-    def __init__(self, layer: Any, states: Tensor, linear: FewRowsLinear) -> None:
+    def __init__(
+        self, layer: Any, states: Tensor, linear: FewRowsLinear, memory: SearchMemory
+    ) -> None:
         attention, own = layer.encoder_attn, layer.self_attn
         self._width, self._heads = own.embed_dim, own.num_heads
         self._encoder_keys, self._encoder_values = (
@@ -112,8 +125,9 @@ class _Layer:
             _function,
             (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm),
         )
-        #: Keys and values of the tokens so far, and memory to move them to.
-        self._past = self._spare = _Past(states, 0, 0, self._heads)
+        self._memory = memory
+        #: Keys and values of the tokens so far.
+        self._past: _Past | None = None
 
     def advance(self, x: Tensor, rows: Tensor | None, length: int, mask: Tensor | None) -> Tensor:
         """Transform the newest tokens (B x W, C), which are the ``length``-th of theirs."""
@@ -132,26 +146,31 @@ class _Layer:
         self._encoder_keys = self._encoder_keys[sentences]
         self._encoder_values = self._encoder_values[sentences]
 
+    def end(self) -> None:
+        """Give back the memory."""
+        if self._past is not None:
+            self._memory.give(self._past)
+            self._past = None
+
     def _attend(self, x: Tensor, rows: Tensor | None, length: int) -> Tensor:
         """Attend to the tokens so far."""
         query, now = self._projections(x).split((self._width, 2 * self._width), 1)
-        self._move(rows, length, x)
-        keys, values = self._past.add(now, length)
+        past = self._past = self._moved(rows, length, x)
+        keys, values = past.add(now, length)
         query = query.unflatten(1, (keys.size(1), 1, -1))
         return self._out(F.scaled_dot_product_attention(query, keys, values).flatten(1))
 
-    def _move(self, rows: Tensor | None, length: int, x: Tensor) -> None:
-        """Bring keys and values so far to the hypotheses that continue theirs, with room for one more."""
-        count, before = len(x), length - 1
-        if rows is None and before and length <= self._past.room:
-            return
-        past, self._past = self._past, self._spare.first(count)
-        if self._past.count < count or self._past.room < length:
-            self._past = _Past(x, count, max(FIRST_LENGTH, 2 * before), self._heads)
-        if before:
-            rows = torch.arange(count, device=x.device) if rows is None else rows
-            self._past.take(past, rows, before)
-        self._spare = past
+    def _moved(self, rows: Tensor | None, length: int, x: Tensor) -> _Past:
+        """Keys and values so far, each at the hypothesis that continues theirs, with room for one more."""
+        past = self._past
+        if past is not None and rows is None and length <= past.room:
+            return past
+        moved = self._memory.take(x, self._heads, len(x), length)
+        if past is not None:
+            rows = torch.arange(len(x), device=x.device) if rows is None else rows
+            moved.copy(past, rows, length - 1)
+            self._memory.give(past)  # the next layer is moved there
+        return moved
 
     def _attend_to_encoder(self, x: Tensor, mask: Tensor | None) -> Tensor:
         keys = self._encoder_keys
@@ -163,37 +182,40 @@ class _Layer:
 
 
 class _Past:
-    """Keys and values of the tokens of some hypotheses, with room for more tokens.
+    """Keys and values of the tokens of some hypotheses, with room for more of both.
 
     Args:
         like: a tensor (…, C) of their kind.
+        heads: of the attention.
         count: hypotheses.
         room: tokens.
-        heads: of the attention.
     """
 
-    def __init__(self, like: Tensor, count: int, room: int, heads: int) -> None:
+    def __init__(self, like: Tensor, heads: int, count: int, room: int) -> None:
         width = like.size(-1)
-        self._memory = like.new_empty(count, room, 2 * width)
+        self._all = like.new_empty(count, room, 2 * width)
         #: The same, shape (2, count, H, room, C / H).
-        self._by_head = self._memory.view(count, room, 2, heads, width // heads).permute(
+        self._all_by_head = self._all.view(count, room, 2, heads, width // heads).permute(
             2, 0, 3, 1, 4
         )
-        self.count, self.room = count, room
+        self.room = room
+        self.use(count)
 
-    def first(self, count: int) -> _Past:
-        """The first ``count`` hypotheses, or all if they are fewer."""
-        if count >= self.count:
-            return self
-        part = copy(self)
-        part._memory, part._by_head = self._memory[:count], self._by_head[:, :count]
-        part.count = count
-        return part
+    def fits(self, like: Tensor, heads: int, count: int, room: int) -> bool:
+        """Whether this can be used in place of a new one."""
+        here, shape = self._all, self._all_by_head.shape
+        same = here.dtype == like.dtype and here.device == like.device
+        fits = count <= shape[1] and room <= shape[3]
+        return same and fits and (2 * like.size(-1), heads) == (here.size(2), shape[2])
 
-    def take(self, other: _Past, rows: Tensor, length: int) -> None:
+    def use(self, count: int) -> None:
+        """Go on with so many hypotheses."""
+        self._tokens, self._by_head = self._all[:count], self._all_by_head[:, :count]
+
+    def copy(self, other: _Past, rows: Tensor, length: int) -> None:
         """Copy the first ``length`` tokens of another's hypotheses ``rows``."""
-        here = self._memory.narrow(1, 0, length)
-        torch.index_select(other._memory.narrow(1, 0, length), 0, rows, out=here)
+        here = self._tokens.narrow(1, 0, length)
+        torch.index_select(other._tokens.narrow(1, 0, length), 0, rows, out=here)
 
     def add(self, now: Tensor, length: int) -> Sequence[Tensor]:
         """Add the ``length``-th token's keys and values, shape (count, 2 C).
@@ -201,8 +223,28 @@ class _Past:
         Returns:
             All keys and values, each of shape (count, H, length, C / H).
         """
-        self._memory.select(1, length - 1).copy_(now)
+        self._tokens.select(1, length - 1).copy_(now)
         return self._by_head.narrow(3, 0, length).unbind()
+
+
+class SearchMemory:
+    """Memory that layers, and searches, leave to the next: a system takes its time to hand out new one."""
+
+    def __init__(self) -> None:
+        self._free: list[_Past] = []
+
+    def take(self, like: Tensor, heads: int, count: int, length: int) -> _Past:
+        """Room for ``count`` hypotheses of at least ``length`` tokens; see ``_Past``."""
+        while self._free:
+            past = self._free.pop()
+            if past.fits(like, heads, count, length):
+                past.use(count)
+                return past
+        return _Past(like, heads, count, max(FIRST_LENGTH, 2 * (length - 1)))
+
+    def give(self, past: _Past) -> None:
+        """Take back what is not needed any more."""
+        self._free.append(past)
 
 
 def _function(module: nn.Module | None) -> Callable[[Tensor], Tensor]:

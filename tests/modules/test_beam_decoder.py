@@ -8,7 +8,7 @@ from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor
 from torch.nn import functional
 
-from fairseq_samu.modules.beam_decoder import BeamDecoder
+from fairseq_samu.modules.beam_decoder import BeamDecoder, SearchMemory
 from fairseq_samu.modules.few_rows_linear import FewRowsLinear
 from helpers.tiny_models import TRANSLATOR, build, randomize
 
@@ -55,7 +55,7 @@ def test_token_by_token_is_as_all_at_once(kind: str, monkeypatch: pytest.MonkeyP
     decoder = make(**KINDS[kind])
     states, padding_mask = make_states(3)
     tokens = torch.randint(4, 7, (3, 9))
-    search = BeamDecoder(decoder, states, padding_mask, FewRowsLinear())
+    search = BeamDecoder(decoder, states, padding_mask, FewRowsLinear(), SearchMemory())
     logits = [search.logits(search.advance(tokens[:, i : i + 1], None)) for i in range(9)]
     expected = whole(decoder, tokens, states, padding_mask)
     assert expected.std() > 0.1
@@ -67,7 +67,7 @@ def test_hypotheses_go_on_from_those_they_continue() -> None:
     """One hypothesis a sentence, then two, which change places, and then fewer sentences."""
     decoder = make()
     states, padding_mask = make_states(3)
-    search = BeamDecoder(decoder, states, padding_mask, FewRowsLinear())
+    search = BeamDecoder(decoder, states, padding_mask, FewRowsLinear(), SearchMemory())
     so_far = torch.randint(4, 7, (3, 1, 2))
     for i in range(2):
         search.advance(so_far[..., i], None)
@@ -95,3 +95,22 @@ def test_hypotheses_go_on_from_those_they_continue() -> None:
     states, padding_mask = states[:, kept], padding_mask[kept]
     advance(kept, torch.tensor([[0, 1], [1, 0]]))
     advance(torch.arange(2), torch.tensor([[1, 0], [1, 0]]))
+
+
+@torch.no_grad()
+def test_searches_leave_their_memory_to_the_next() -> None:
+    """Whatever their sizes: what lies there from the last one counts for nothing."""
+    decoder, linear, memory = make(), FewRowsLinear(), SearchMemory()
+    for sentences, length in ((3, 4), (2, 3), (4, 2), (4, 40)):
+        states, padding_mask = make_states(sentences)
+        tokens = torch.randint(4, 7, (sentences, length))
+        search = BeamDecoder(decoder, states, padding_mask, linear, memory)
+        found = [search.logits(search.advance(tokens[:, i : i + 1], None)) for i in range(length)]
+        expected = whole(decoder, tokens, states, padding_mask)
+        assert torch.allclose(torch.cat(found, 1), expected, atol=1e-5)
+        search.end()
+    left = memory.take(states, 2, 4, 40)
+    memory.give(left)
+    assert memory.take(states, 2, 4, 40) is left  # used again
+    assert memory.take(states, 2, 5, 40) is not left  # too small
+    assert memory.take(states.double(), 2, 4, 40)._all.dtype == torch.float64
