@@ -251,8 +251,11 @@ def test_distinct_cells_are_those_that_there_are(write):
     assert manifest.distinct_cells("audio", 0, 6) == ["b.wav", "a.wav", "café.wav"]
     assert manifest.distinct_cells("audio", 3, 6) == ["a.wav", "café.wav", "b.wav"]
     assert manifest.distinct_cells("src_lang", 2, 6) == ["es"]
+    # The last cell is empty, and no newline comes behind it.
     rows = [line(f"{i}", tgt_text="", tgt_lang=lang) for i, lang in enumerate(["", "en", ""])]
-    assert Manifest(write(*rows)).distinct_cells("tgt_lang", 0, 3) == ["", "en"]
+    manifest = Manifest(write("\n".join([HEADER, *rows]).encode()))
+    assert manifest.distinct_cells("tgt_lang", 0, 3) == ["", "en"]
+    assert manifest.distinct_cells("tgt_lang", 2, 3) == [""]
 
 
 def test_limits_of_the_index_are_not_passed_silently(write, monkeypatch):
