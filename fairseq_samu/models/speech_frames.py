@@ -21,6 +21,7 @@ from fairseq_samu.modules.late_training import LateTraining
 from fairseq_samu.modules.layer_drop import is_dropped, keep_in_graph
 from fairseq_samu.modules.layer_weighting import LayerWeighting
 from fairseq_samu.modules.log_mel import HOP, WINDOW, LogMel
+from fairseq_samu.modules.long_conv import LongConv
 from fairseq_samu.modules.masked_group_norm import MaskedGroupNorm
 from fairseq_samu.modules.padding import padding_mask as make_padding_mask
 from fairseq_samu.modules.padding import window_count
@@ -129,6 +130,8 @@ class SpeechFrames(LateTraining, Wav2Vec2Model):
             if cfg.extractor_mode == "layer_norm":
                 # fairseq transposes around the norm; here channels are last already.
                 block[2][0] = block[2][2] = nn.Identity()
+        # It differs in what it computes with alone.
+        self.encoder.pos_conv[0].__class__ = LongConv
         self.encoder.layers = nn.ModuleList(
             SpeechLayer(
                 layerdrop=cfg.encoder_layerdrop,
