@@ -182,7 +182,9 @@ class FrozenTextModel(FairseqIncrementalDecoder):  # type: ignore[misc]
             logits = nn.functional.pad(logits, (0, 0, 1, 0))
         return logits, {"attn": [None]}
 
-    def begin_search(self, encoder_out: dict[str, list[Tensor]], _linear: Any) -> FrozenTextSearch:
+    def begin_search(
+        self, encoder_out: dict[str, list[Tensor]], _linear: Any, _memory: Any
+    ) -> FrozenTextSearch:
         """Begin to decode for ``fairseq_samu.generator``."""
         return FrozenTextSearch(self, encoder_out)
 

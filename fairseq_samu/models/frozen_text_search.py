@@ -72,3 +72,6 @@ class FrozenTextSearch:
 
     def keep(self, sentences: Tensor) -> None:
         """Leave out all other sentences, which the next step's rows leave out."""
+
+    def end(self) -> None:
+        """Leave nothing to the next search."""

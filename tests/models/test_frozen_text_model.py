@@ -136,7 +136,7 @@ def test_hypotheses_of_the_one_sentence_that_goes_on_read_that_sentence() -> Non
     """Four sentences with a hypothesis each, then one with four: as many rows, of another sentence."""
     decoder = make_text_model("t5")
     encoder_out = Given(None)(**make_batch(4))
-    search = decoder.begin_search(encoder_out, None)
+    search = decoder.begin_search(encoder_out, None, None)
     search.advance(torch.full((4, 1), decoder.dictionary.eos()), None)
     search.keep(torch.tensor([2]))
     found = search.logits(search.advance(torch.tensor([[5, 6, 7, 8]]), torch.full((4,), 2)))
