@@ -13,12 +13,14 @@ from fairseq_samu.modules.matrix_product import autocast_dtype
 
 #: Numbers of a kernel from which on transforms pay.
 LONG = 64
+#: Frames of a batch from which on they pay: below, transforming the kernels takes most of the time.
+MANY = 256
 #: Outputs of one transform, about, if there are more: kernels are transformed to the same length.
 SEGMENT = 384
 
 
 class LongConv(nn.Conv1d):
-    """``torch.nn.Conv1d`` of stride one, by transforms where its kernel is long, on a CPU.
+    """``torch.nn.Conv1d`` of stride one, on a CPU by transforms where its kernel is long.
 
     A product of spectra takes the place of a sum over the kernel. Groups are computed one after the other, in
     what a cache holds. Results are torch's up to rounding in float32, in which they are computed under
@@ -29,8 +31,8 @@ class LongConv(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input`` (B, C, T)."""
-        in_float = input.device.type == "cpu" and self.weight.dtype == torch.float32
-        if self.kernel_size[0] < LONG or not in_float:
+        pays = self.kernel_size[0] >= LONG and len(input) * input.size(2) >= MANY
+        if not pays or input.device.type != "cpu" or self.weight.dtype != torch.float32:
             return super().forward(input)
         dtype = autocast_dtype(input)
         with torch.autocast("cpu", enabled=False):
