@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_samu.modules.length_adaptor import ConvGLUAdaptor
+from fairseq_samu.modules.self_attention import SelfAttention
 
 
 class SubsamplerTransformer(nn.Module):
@@ -53,6 +54,10 @@ class SubsamplerTransformer(nn.Module):
             nn.TransformerEncoderLayer(dim, heads, ffn_dim, dropout, activation="gelu")
             for _ in range(layers)
         )
+        for layer in self.layers:
+            layer.self_attn.__class__ = (
+                SelfAttention  # which differs in what it computes with alone
+            )
         self.projection = nn.Linear(dim, out_dim)
 
     def out_lengths(self, lengths: Tensor) -> Tensor:
