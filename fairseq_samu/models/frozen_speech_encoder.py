@@ -32,9 +32,8 @@ class FrozenSpeechEncoder(nn.Module):
         self.width = width
 
     def train(self, mode: bool = True) -> FrozenSpeechEncoder:
-        """Stay in evaluation mode."""
-        super().train(mode)
-        self.frames.eval()
+        """Leave what is inside in evaluation mode, where it is; to say so to all of it takes time."""
+        self.training = mode
         return self
 
     @torch.no_grad()

@@ -57,9 +57,8 @@ class FrozenTextModel(FairseqIncrementalDecoder):  # type: ignore[misc]
         self.start: int | None = start
 
     def train(self, mode: bool = True) -> FrozenTextModel:
-        """Stay in evaluation mode."""
-        super().train(mode)
-        self.model.eval()
+        """Leave what is inside in evaluation mode, where it is; to say so to all of it takes time."""
+        self.training = mode
         return self
 
     @property
