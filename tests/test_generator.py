@@ -31,6 +31,14 @@ needs_fast_path = pytest.mark.skipif(
 WIDTH = 16
 
 
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's product, which packs weights, also on processors where it is not faster."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("needs oneDNN's product of torch 2")
+    monkeypatch.setattr(few_rows_linear, "onednn_is_faster", lambda: True)
+
+
 class Slow(TaggedSequenceGenerator):
     """fairseq's own search, where tags are not scored."""
 
@@ -199,13 +207,11 @@ def test_too_long_a_minimum_is_refused_as_by_fairseq() -> None:
 
 
 @needs_fast_path
+@pytest.mark.usefixtures("onednn")
 def test_one_entry_changed_behind_torchs_back_changes_hypotheses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As optimizers change weights: between validations, or by whoever pleases in between searches."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("needs oneDNN's product of torch 2")
-    monkeypatch.setattr(few_rows_linear, "onednn_is_faster", lambda: True)
     packed = []
     pack = torch.ops.mkldnn._reorder_linear_weight
     monkeypatch.setattr(
@@ -238,12 +244,8 @@ def test_one_entry_changed_behind_torchs_back_changes_hypotheses(
 
 
 @needs_fast_path
-def test_weights_are_packed_for_models_that_will_not_be_trained(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("needs oneDNN's product of torch 2")
-    monkeypatch.setattr(few_rows_linear, "onednn_is_faster", lambda: True)
+@pytest.mark.usefixtures("onednn")
+def test_weights_are_packed_for_models_that_will_not_be_trained() -> None:
     model = make_model(2)
     model.make_generation_fast_()  # as fairseq-generate asks for
     generator = Fast([model], model.decoder.dictionary, beam_size=3, max_len_b=9)
